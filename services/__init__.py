@@ -1,0 +1,1 @@
+"""Gristmill's services. Dependencies point one way: runtime, then inference, then each service."""

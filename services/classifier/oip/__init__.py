@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, which the classifier serves beside its own contract."""

@@ -1,0 +1,1 @@
+"""What every gRPC process needs, knowing no service and no model."""

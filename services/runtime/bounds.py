@@ -1,0 +1,212 @@
+"""Checks messages against the bounds written in the contract. Knows no service.
+
+A checker is compiled once for each message type from its descriptor; a type whose fields have no
+bounds, at any depth, costs nothing.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf import duration_pb2, message
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from gristmill.bounds.v1 import bounds_pb2
+from services.runtime.errors import InvalidRequest, Violation
+
+Check = Callable[[Any, str, list[Violation]], None]
+_MESSAGE = FieldDescriptor.TYPE_MESSAGE
+_NUMBERS = {
+    FieldDescriptor.CPPTYPE_INT32,
+    FieldDescriptor.CPPTYPE_INT64,
+    FieldDescriptor.CPPTYPE_UINT32,
+    FieldDescriptor.CPPTYPE_UINT64,
+    FieldDescriptor.CPPTYPE_FLOAT,
+    FieldDescriptor.CPPTYPE_DOUBLE,
+    FieldDescriptor.CPPTYPE_ENUM,
+}
+# A message with thousands of bad items is refused all the same; nobody reads more than this.
+MAX_VIOLATIONS = 32
+
+
+class Bounds:
+    """Compiled checkers by message type."""
+
+    def __init__(self) -> None:
+        self._checks: dict[str, list[Check] | None] = {}
+
+    def check(self, request: message.Message) -> None:
+        """Raise InvalidRequest with every violation found, at most 32."""
+        checks = self._compiled(request.DESCRIPTOR)
+        if not checks:
+            return
+        found: list[Violation] = []
+        for one in checks:
+            one(request, "", found)
+        if found:
+            raise InvalidRequest(
+                "; ".join(f"{v.field}: {v.description}" for v in found[:3]), violations=found
+            )
+
+    def _compiled(self, descriptor: Descriptor) -> list[Check] | None:
+        name = descriptor.full_name
+        if name not in self._checks:
+            self._checks[name] = None  # a type inside itself sees None and adds nothing twice
+            built = [check for field in descriptor.fields for check in self._field(field)]
+            self._checks[name] = built or None
+        return self._checks[name]
+
+    def _field(self, field: FieldDescriptor) -> list[Check]:
+        bounds = field.GetOptions().Extensions[bounds_pb2.field]
+        found: list[Check] = []
+        if _is_map(field):
+            value = field.message_type.fields_by_name["value"]
+            return [_map_check(field, bounds, _value_check(value, bounds))]
+        if bounds.required:
+            found.append(_required(field))
+        if field.is_repeated and (bounds.HasField("min_items") or bounds.HasField("max_items")):
+            found.append(_count(field.name, bounds))
+        value_check = _value_check(field, bounds)
+        if value_check:
+            found.append(_apply(field, value_check))
+        elif field.type == _MESSAGE and not _leaf(field.message_type):
+            nested = self._compiled(field.message_type)
+            if nested:
+                found.append(_apply(field, _all_of(nested)))
+        return found
+
+
+def _leaf(descriptor: Descriptor) -> bool:
+    return descriptor.full_name.startswith("google.")
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.type == _MESSAGE and bool(field.message_type.GetOptions().map_entry)
+
+
+def _all_of(checks: list[Check]) -> Check:
+    def run(value: Any, path: str, found: list[Violation]) -> None:
+        for check in checks:
+            check(value, path + ".", found)
+
+    return run
+
+
+def _required(field: FieldDescriptor) -> Check:
+    name = field.name
+    presence = field.has_presence
+
+    def run(owner: Any, path: str, found: list[Violation]) -> None:
+        absent = not owner.HasField(name) if presence else not getattr(owner, name)
+        if absent:
+            found.append(Violation(path + name, "is required"))
+
+    return run
+
+
+def _count(name: str, bounds: bounds_pb2.Bounds) -> Check:
+    low = bounds.min_items
+    high = bounds.max_items if bounds.HasField("max_items") else math.inf
+
+    def run(owner: Any, path: str, found: list[Violation]) -> None:
+        count = len(getattr(owner, name))
+        if count < low:
+            found.append(Violation(path + name, f"needs at least {low} elements"))
+        elif count > high:
+            found.append(Violation(path + name, f"has {count} elements, at most {high} are taken"))
+
+    return run
+
+
+def _apply(field: FieldDescriptor, check: Check) -> Check:
+    """Run a value check where the field is present: on each element of a repeated one."""
+    name = field.name
+    if field.is_repeated:
+
+        def each(owner: Any, path: str, found: list[Violation]) -> None:
+            for index, value in enumerate(getattr(owner, name)):
+                if len(found) >= MAX_VIOLATIONS:
+                    return
+                check(value, f"{path}{name}[{index}]", found)
+
+        return each
+    presence = field.has_presence
+
+    def one(owner: Any, path: str, found: list[Violation]) -> None:
+        if owner.HasField(name) if presence else getattr(owner, name):
+            check(getattr(owner, name), path + name, found)
+
+    return one
+
+
+def _map_check(field: FieldDescriptor, bounds: bounds_pb2.Bounds, value: Check | None) -> Check:
+    name = field.name
+    high = bounds.max_items if bounds.HasField("max_items") else math.inf
+
+    def run(owner: Any, path: str, found: list[Violation]) -> None:
+        entries = getattr(owner, name)
+        if len(entries) > high:
+            found.append(Violation(path + name, f"has more than {high} entries"))
+        elif value:
+            for key in entries:
+                value(entries[key], f"{path}{name}[{key}]", found)
+
+    return run
+
+
+def _value_check(field: FieldDescriptor, bounds: bounds_pb2.Bounds) -> Check | None:
+    if field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES):
+        return _text_check(bounds)
+    if field.cpp_type in _NUMBERS or (
+        field.type == _MESSAGE
+        and field.message_type.full_name == duration_pb2.Duration.DESCRIPTOR.full_name
+    ):
+        return _number_check(bounds, is_duration=field.type == _MESSAGE)
+    return None
+
+
+def _text_check(bounds: bounds_pb2.Bounds) -> Check | None:
+    low = bounds.min_len
+    high = bounds.max_len if bounds.HasField("max_len") else math.inf
+    pattern = re.compile(bounds.pattern) if bounds.HasField("pattern") else None
+    if not low and high == math.inf and pattern is None:
+        return None
+
+    def run(value: Any, path: str, found: list[Violation]) -> None:
+        size = len(value)
+        if size > high:
+            found.append(Violation(path, f"is {size} long, at most {high} is taken"))
+        elif size < low:
+            found.append(Violation(path, f"is {size} long, at least {low} is needed"))
+        elif pattern is not None and not pattern.fullmatch(value):
+            found.append(Violation(path, f"must match {pattern.pattern}"))
+
+    return run
+
+
+def _number_check(bounds: bounds_pb2.Bounds, *, is_duration: bool) -> Check | None:
+    low = bounds.min if bounds.HasField("min") else -math.inf
+    high = bounds.max if bounds.HasField("max") else math.inf
+    above = bounds.greater_than if bounds.HasField("greater_than") else -math.inf
+    if (low, high, above) == (-math.inf, math.inf, -math.inf):
+        return None
+
+    def run(value: Any, path: str, found: list[Violation]) -> None:
+        number = value.seconds + value.nanos / 1e9 if is_duration else value
+        # A NaN compares false with everything, so the test is for what is allowed.
+        if not (low <= number <= high and number > above):
+            found.append(Violation(path, f"is {number:g}; {_span(low, high, above)}"))
+
+    return run
+
+
+def _span(low: float, high: float, above: float) -> str:
+    parts = []
+    if low > -math.inf:
+        parts.append(f"at least {low:g}")
+    if above > -math.inf:
+        parts.append(f"more than {above:g}")
+    if high < math.inf:
+        parts.append(f"at most {high:g}")
+    return "it must be " + " and ".join(parts)

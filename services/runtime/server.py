@@ -1,0 +1,167 @@
+"""The lifecycle of a gRPC process: build, serve, drain. Knows no service.
+
+Drain, on the first SIGTERM or SIGINT: health turns NOT_SERVING, new work is refused (UNAVAILABLE,
+DRAINING), what is in hand is finished within the grace, the transport says GOAWAY and closes, the
+service closes its backends, exporters are flushed, exit 0. A second signal exits at once.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from services.runtime import logs, metrics, standard, transports
+from services.runtime import health as health_service
+from services.runtime.auth import Authenticator, TokenFile
+from services.runtime.config import ServerConfig
+from services.runtime.health import Health
+from services.runtime.interceptors import Interceptor, Registrar
+from services.runtime.tracing import Tracing
+
+VERSION = "0.1.0.dev0"
+AddServicer = Callable[[Any, Any], None]
+# After the drain nothing accepted is left; this only lets the last bytes out.
+CLOSE_GRACE_S = 1.0
+
+
+@dataclass
+class Service:
+    """What a service hands to its server: servicers, and what to do around them."""
+
+    name: str
+    servicers: list[tuple[AddServicer, Any]] = field(default_factory=list)
+    handlers: dict[str, dict[str, grpc.RpcMethodHandler]] = field(default_factory=dict)
+    """Handlers of services without generated `add_..._to_server` code, by service name."""
+    pools: tuple[Any, ...] = ()
+    """Descriptor pools that reflection looks in before the default one."""
+    on_drain: list[Callable[[], None]] = field(default_factory=list)
+    """Called when the drain begins: admission refuses, long streams end."""
+    on_close: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    """Awaited when nothing is in hand any more: backends close."""
+
+
+class Server:
+    """One listening gRPC process."""
+
+    def __init__(self, config: ServerConfig, service: Service, health: Health) -> None:
+        self.config = config
+        self.health = health
+        self._service = service
+        self._log = logs.get_logger()
+        name, why = transports.choose(config)
+        self.transport = name
+        self._tracing = Tracing(service.name, config.otlp_endpoint, config.trace_sample_ratio)
+        tokens = TokenFile.read(config.token_file) if config.token_file else None
+        self.interceptor = Interceptor(
+            Authenticator(tokens),
+            self._tracing,
+            config.default_timeout_s,
+            config.log_sample_every,
+            pushback=name == "grpcio",
+        )
+        self._grpc, self.port = transports.build(name, config)
+        self._register()
+        self._log.info("transport chosen", transport=name, why=why)
+
+    def _register(self) -> None:
+        registrar = Registrar(self._grpc, self.interceptor)
+        for add, servicer in self._service.servicers:
+            add(servicer, registrar)
+        for name, handlers in self._service.handlers.items():
+            registrar.add_registered_method_handlers(name, handlers)
+        own = list(registrar.services)
+        registrar.add_registered_method_handlers(
+            standard.HEALTH, health_service.handlers(self.health)
+        )
+        names = [*registrar.services, standard.REFLECTION_V1, standard.REFLECTION_V1ALPHA]
+        servicer = reflection.aio.ReflectionServicer(
+            names, pool=standard.Pools(*self._service.pools)
+        )
+        for name in (standard.REFLECTION_V1, standard.REFLECTION_V1ALPHA):
+            registrar.add_registered_method_handlers(name, _reflection_handlers(servicer))
+        self.services = own
+
+    async def start(self) -> None:
+        """Listen. Health stays NOT_SERVING until `ready`."""
+        await self._grpc.start()
+        self.admin_port = metrics.serve(
+            self.config.admin_host, self.config.admin_port, self._service.name, VERSION
+        )
+        self._log.info(
+            "listening",
+            address=f"{self.config.host}:{self.port}",
+            metrics_port=self.admin_port,
+            services=self.services,
+        )
+
+    def ready(self) -> None:
+        """Say SERVING for the process and each of its services."""
+        for name in ("", *self.services):
+            self.health.set(name, serving=True)
+
+    async def drain(self) -> None:
+        """Stop taking work, finish what is in hand, close; see the module's docstring."""
+        self._log.info("draining", in_flight=self.interceptor.in_flight)
+        self.health.drain()
+        self.interceptor.draining = True
+        for begin in self._service.on_drain:
+            begin()
+        finished = await self.interceptor.wait_idle(self.config.drain_grace_s)
+        if not finished:
+            self._log.warning("drain grace over", in_flight=self.interceptor.in_flight)
+        await self._grpc.stop(CLOSE_GRACE_S)
+        for close in self._service.on_close:
+            await close()
+        self._tracing.flush()
+        self._log.info("drained", complete=finished)
+
+    async def run(self, started: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Start, serve until a signal, drain. `started` runs once the port is open."""
+        stop = _signalled(asyncio.get_running_loop())
+        await self.start()
+        if started is not None:
+            await started()
+        await stop.wait()
+        await self.drain()
+
+
+def _signalled(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+def _reflection_handlers(servicer: Any) -> dict[str, grpc.RpcMethodHandler]:
+    return {
+        "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
+            servicer.ServerReflectionInfo,
+            reflection_pb2.ServerReflectionRequest.FromString,
+            reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+    }
+
+
+def main(run: Callable[[], Awaitable[None]]) -> None:
+    """Run a process on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(_coroutine(run))
+    else:
+        uvloop.run(_coroutine(run))
+
+
+async def _coroutine(run: Callable[[], Awaitable[None]]) -> None:
+    await run()

@@ -1,0 +1,126 @@
+"""The one table from domain errors to gRPC statuses, with their google.rpc details."""
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from services.runtime import errors
+
+DOMAIN = "gristmill"
+Code = grpc.StatusCode
+
+TABLE: dict[type[errors.GristmillError], grpc.StatusCode] = {
+    errors.InvalidRequest: Code.INVALID_ARGUMENT,
+    errors.UnsupportedField: Code.INVALID_ARGUMENT,
+    errors.ModelAmbiguous: Code.INVALID_ARGUMENT,
+    errors.MessageTooLarge: Code.RESOURCE_EXHAUSTED,
+    errors.Unauthenticated: Code.UNAUTHENTICATED,
+    errors.PermissionDenied: Code.PERMISSION_DENIED,
+    errors.NotFound: Code.NOT_FOUND,
+    errors.AlreadyExists: Code.ALREADY_EXISTS,
+    errors.Conflict: Code.ABORTED,
+    errors.FailedPrecondition: Code.FAILED_PRECONDITION,
+    errors.OutOfRange: Code.OUT_OF_RANGE,
+    errors.NotImplementedYet: Code.UNIMPLEMENTED,
+    errors.Overloaded: Code.RESOURCE_EXHAUSTED,
+    errors.QuotaExceeded: Code.RESOURCE_EXHAUSTED,
+    errors.SlowConsumer: Code.RESOURCE_EXHAUSTED,
+    errors.DeadlineTooShort: Code.DEADLINE_EXCEEDED,
+    errors.DeadlineExpired: Code.DEADLINE_EXCEEDED,
+    errors.ModelNotReady: Code.UNAVAILABLE,
+    errors.EngineRestarting: Code.UNAVAILABLE,
+    errors.Draining: Code.UNAVAILABLE,
+    errors.UpstreamUnavailable: Code.UNAVAILABLE,
+    errors.DataLoss: Code.DATA_LOSS,
+    errors.BackendFailed: Code.INTERNAL,
+}
+# A caller that is told to come back is told when; this where nothing better is known.
+DEFAULT_RETRY_S = 1.0
+WITHHELD = "the server failed; its log has the cause under this request id"
+
+
+def code_of(error: BaseException) -> grpc.StatusCode:
+    """The status that an exception maps to; INTERNAL for whatever is not a domain error."""
+    for cls in type(error).__mro__:
+        if issubclass(cls, errors.GristmillError) and cls in TABLE:
+            return TABLE[cls]
+    return Code.INTERNAL
+
+
+def to_status(error: BaseException, request_id: str = "") -> status_pb2.Status:
+    """The google.rpc.Status of an exception: message, ErrorInfo, and what more helps."""
+    code = code_of(error)
+    domain = error if isinstance(error, errors.GristmillError) else None
+    withheld = domain is None or code is Code.INTERNAL
+    reason = domain.reason_given if domain else errors.INTERNAL
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+    if domain:
+        info.metadata.update(domain.metadata)
+    if withheld and request_id:
+        info.metadata["request_id"] = request_id
+    status = status_pb2.Status(
+        code=code_pb2.Code.Value(code.name),
+        message=WITHHELD if withheld or domain is None else domain.message,
+    )
+    status.details.append(_packed(info))
+    for detail in _details(domain, code) if domain else ():
+        status.details.append(_packed(detail))
+    return status
+
+
+def _packed(message: "any_pb2.Any | Detail") -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+Detail = (
+    error_details_pb2.ErrorInfo
+    | error_details_pb2.BadRequest
+    | error_details_pb2.PreconditionFailure
+    | error_details_pb2.ResourceInfo
+    | error_details_pb2.RetryInfo
+)
+
+
+def _details(error: errors.GristmillError, code: grpc.StatusCode) -> list[Detail]:
+    found: list[Detail] = []
+    if error.violations and code is Code.INVALID_ARGUMENT:
+        found.append(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=v.field, description=v.description, reason=error.reason_given
+                    )
+                    for v in error.violations
+                ]
+            )
+        )
+    if error.violations and code is Code.FAILED_PRECONDITION:
+        found.append(
+            error_details_pb2.PreconditionFailure(
+                violations=[
+                    error_details_pb2.PreconditionFailure.Violation(
+                        type=error.reason_given, subject=v.field, description=v.description
+                    )
+                    for v in error.violations
+                ]
+            )
+        )
+    if error.resource:
+        kind, name = error.resource
+        found.append(error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name))
+    if code is Code.UNAVAILABLE or isinstance(error, errors.Overloaded | errors.QuotaExceeded):
+        found.append(error_details_pb2.RetryInfo(retry_delay=_duration(retry_after_s(error))))
+    return found
+
+
+def retry_after_s(error: BaseException) -> float:
+    """Seconds after which the call may succeed, as RetryInfo gives them."""
+    given = error.retry_after_s if isinstance(error, errors.GristmillError) else None
+    return DEFAULT_RETRY_S if given is None else max(given, 0.001)
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    nanos = round(seconds * 1e9)
+    return duration_pb2.Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
