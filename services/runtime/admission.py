@@ -22,6 +22,8 @@ from services.runtime.errors import (
 
 # Identities beyond this are forgotten, least recently seen first: buckets must not grow for ever.
 MAX_BUCKETS = 10_000
+# Whoever waits as long as it was told must not be refused for the last bit of a float.
+CLOCK_SLACK_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,8 @@ class TokenBucket:
         self.level = min(self.burst, self.level + (now - self.at) * self.rate)
         self.at = now
         # More than a whole burst can never be there: let it through on a full bucket, in debt.
-        missing = min(units, self.burst) - self.level
-        return max(0.0, missing / self.rate)
+        wait_s = (min(units, self.burst) - self.level) / self.rate
+        return wait_s if wait_s > CLOCK_SLACK_S else 0.0
 
     def take(self, units: float) -> None:
         """Use `units`, going into debt where they exceed the burst."""
@@ -172,9 +174,7 @@ class Admission:
         self._buckets.move_to_end(identity)
         wait_s = bucket.wait_s(units, now)
         if wait_s > 0:
-            raise QuotaExceeded(
-                f"{identity} may use {rate:g} units a second", retry_after_s=wait_s
-            )
+            raise QuotaExceeded(f"{identity} may use {rate:g} units a second", retry_after_s=wait_s)
         bucket.take(units)
 
     def _release(self, cost: Cost) -> None:

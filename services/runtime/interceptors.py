@@ -25,7 +25,7 @@ from services.runtime.auth import PUBLIC, SCOPES, Authenticator, Credentials
 from services.runtime.bounds import Bounds
 from services.runtime.call import Call, enter
 from services.runtime.deadline import Deadline
-from services.runtime.errors import Draining, GristmillError
+from services.runtime.errors import Draining, GristmillError, NotImplementedYet
 from services.runtime.tracing import Tracing
 
 Behaviour = Callable[..., Any]
@@ -182,6 +182,8 @@ class Interceptor:
         if isinstance(error, AbortError) or not isinstance(error, Exception):
             self._finish(opened, "UNKNOWN", error)
             raise error
+        if isinstance(error, NotImplementedError):
+            error = NotImplementedYet(f"{opened.method[1:]} is in the contract, not yet built")
         code = status.code_of(error)
         self._finish(opened, code.name, error)
         await context.abort(code, *self._answer(error, opened.request_id))

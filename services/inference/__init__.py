@@ -1,0 +1,1 @@
+"""How a model folder becomes something that runs; knows no wire."""

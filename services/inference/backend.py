@@ -1,0 +1,41 @@
+"""What a backend is: something that turns a padded batch into outputs. Imports nothing of ours."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, type (as the Open Inference Protocol names it) and shape of a tensor; -1 is any."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Instance(Protocol):
+    """One executor, called by one thread at a time."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """The outputs of a batch; each has the batch dimension of the inputs first."""
+        ...
+
+
+class Backend(Protocol):
+    """A model in memory."""
+
+    name: str
+    device: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def instance(self) -> Instance:
+        """One more executor of the model."""
+        ...
+
+    def close(self) -> None:
+        """Give up memory and device."""
+        ...

@@ -1,0 +1,1 @@
+"""What executes a classifier: one module for each kind of model file."""

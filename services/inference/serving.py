@@ -1,0 +1,353 @@
+"""Which versions of which models run in this process: load, warm up, switch, drain, unload.
+
+Follows a catalog. A version takes over only once it is ready; a version that nothing points to any
+more finishes what it has and goes. One that cannot be loaded changes nothing but its own state.
+Knows no wire: `fetch` brings the files and `start` makes them run.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Generic, Literal, Protocol, TypeVar
+
+import structlog
+
+from services.inference.manifest import Manifest
+from services.runtime import metrics
+from services.runtime.catalog import Catalog, ModelEntry, VersionEntry
+from services.runtime.errors import (
+    ALIAS_NOT_FOUND,
+    MODEL_NOT_LOADED,
+    Draining,
+    FailedPrecondition,
+    GristmillError,
+    ModelAmbiguous,
+    ModelNotReady,
+    NotFound,
+)
+
+State = Literal["loading", "ready", "draining", "failed", "unloaded"]
+Key = tuple[str, int]
+LIVE = "live"
+_log = structlog.get_logger()
+
+
+class Runner(Protocol):
+    """What runs a version: a batcher with its backend, or an engine."""
+
+    async def close(self) -> None:
+        """Finish what is in hand and give everything up."""
+        ...
+
+
+RunnerT = TypeVar("RunnerT", bound=Runner)
+
+
+@dataclass(eq=False, slots=True)
+class Loaded(Generic[RunnerT]):
+    """A version in this process."""
+
+    entry: VersionEntry
+    state: State = "loading"
+    reason: str = ""
+    manifest: Manifest | None = None
+    runner: RunnerT | None = None
+    ready_time: datetime | None = None
+    users: int = 0
+    by_hand: bool = False
+    """Loaded by an explicit call: stays without an alias."""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def key(self) -> Key:
+        """Model and version."""
+        return self.entry.model, self.entry.version
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a caller asked for: a model, and a version or an alias or neither."""
+
+    model: str = ""
+    version: int = 0
+    alias: str = ""
+
+
+class Serving(Generic[RunnerT]):
+    """The versions of this process, and which of them an alias means now."""
+
+    def __init__(
+        self,
+        task: str,
+        fetch: Callable[[VersionEntry], Awaitable[Path]],
+        start: Callable[[VersionEntry, Manifest, Path], Awaitable[RunnerT]],
+        only: frozenset[str] = frozenset(),
+        on_health: Callable[[str, bool | None], None] = lambda model, serving: None,
+    ) -> None:
+        self._task = task
+        self._fetch = fetch
+        self._start = start
+        self._only = only
+        self._on_health = on_health
+        self._catalog = Catalog()
+        self._loaded: dict[Key, Loaded[RunnerT]] = {}
+        self._aliases: dict[str, dict[str, int]] = {}
+        """What each alias means here: its last version that became ready."""
+        self._put_away: set[Key] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self.synced = asyncio.Event()
+        """Set when every model that should be served has been tried once."""
+
+    def models(self) -> list[Loaded[RunnerT]]:
+        """Every version here, by model and number."""
+        return [self._loaded[key] for key in sorted(self._loaded)]
+
+    def aliases_of(self, key: Key) -> list[str]:
+        """The aliases that mean this version here."""
+        model, version = key
+        return sorted(a for a, v in self._aliases.get(model, {}).items() if v == version)
+
+    @contextmanager
+    def use(self, wanted: Wanted) -> Iterator[Loaded[RunnerT]]:
+        """The version that `wanted` means now; it is not unloaded while it is used."""
+        loaded = self._resolve(wanted)
+        loaded.users += 1
+        try:
+            yield loaded
+        finally:
+            loaded.users -= 1
+            if not loaded.users:
+                loaded.idle.set()
+
+    async def update(self, catalog: Catalog) -> None:
+        """The registry says something new: load what is missing, then switch and drain."""
+        if self._closing:
+            return
+        self._catalog = catalog
+        wanted = catalog.wanted(self._task, self._only)
+        missing = [
+            entry
+            for model in wanted.values()
+            for entry in self._pointed_at(model)
+            if entry.model and self._must_load(entry)
+        ]
+        for entry in missing:
+            self._loaded[(entry.model, entry.version)] = Loaded(entry)
+            self._spawn(self._load(self._loaded[(entry.model, entry.version)]))
+        self._settle()
+
+    async def load(self, wanted: Wanted) -> Loaded[RunnerT]:
+        """Load by hand; returns when ready, raises why not."""
+        entry = self._known(wanted)
+        key = (entry.model, entry.version)
+        self._put_away.discard(key)
+        loaded = self._loaded.get(key)
+        if loaded is None or loaded.state in ("failed", "unloaded"):
+            loaded = self._loaded[key] = Loaded(entry, by_hand=True)
+            await self._load(loaded)
+        while loaded.state == "loading":
+            await asyncio.sleep(0.02)
+        self._settle()
+        if loaded.state != "ready":
+            raise ModelNotReady(
+                f"{entry.model} version {entry.version}: {loaded.reason}",
+                metadata={"state": loaded.state},
+            )
+        return loaded
+
+    async def unload(self, wanted: Wanted) -> None:
+        """Unload by hand; it stays so until it is loaded by hand or the process restarts."""
+        keys = [
+            key
+            for key in self._loaded
+            if key[0] == wanted.model
+            and (not wanted.version or key[1] == wanted.version)
+            and (not wanted.alias or wanted.alias in self.aliases_of(key))
+        ]
+        if not keys:
+            raise self._absent(wanted)
+        self._put_away.update(keys)
+        leaving = [self._loaded[key] for key in keys]
+        await asyncio.gather(*(self._unload(one, keep=True) for one in leaving))
+        self._settle()
+
+    async def close(self) -> None:
+        """End everything."""
+        self._closing = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for loaded in self._loaded.values():
+            if loaded.runner is not None:
+                await loaded.runner.close()
+
+    def _pointed_at(self, model: ModelEntry) -> list[VersionEntry]:
+        numbers = sorted(set(model.aliases.values()))
+        return [model.versions[n] for n in numbers if n in model.versions]
+
+    def _must_load(self, entry: VersionEntry) -> bool:
+        key = (entry.model, entry.version)
+        return key not in self._loaded and key not in self._put_away
+
+    def _resolve(self, wanted: Wanted) -> Loaded[RunnerT]:
+        model = wanted.model or self._only_model()
+        version = wanted.version
+        if not version:
+            alias = wanted.alias or LIVE
+            version = self._aliases.get(model, {}).get(alias, 0)
+        loaded = self._loaded.get((model, version))
+        if loaded is not None and loaded.state == "ready":
+            return loaded
+        raise self._absent(Wanted(model, wanted.version, wanted.alias))
+
+    def _only_model(self) -> str:
+        names = sorted({key[0] for key, one in self._loaded.items() if one.state == "ready"})
+        if len(names) == 1:
+            return names[0]
+        if not names:
+            raise ModelNotReady("no model is ready yet", metadata={"state": "loading"})
+        raise ModelAmbiguous(
+            f"name one of the models served: {', '.join(names)}",
+            metadata={"models": ",".join(names)},
+        )
+
+    def _absent(self, wanted: Wanted) -> GristmillError:
+        """Why a model cannot answer: unknown, on its way, broken, or put away."""
+        if self._closing:
+            return Draining("this server is shutting down")
+        entry = self._catalog.models.get(wanted.model)
+        if entry is None or (entry.task == self._task and not entry.aliases):
+            return NotFound(
+                f"there is no model {wanted.model!r} here", resource=("model", wanted.model)
+            )
+        if entry.task != self._task:
+            return FailedPrecondition(
+                f"{wanted.model} is a model for {entry.task}", reason="WRONG_TASK"
+            )
+        version = wanted.version or entry.aliases.get(wanted.alias or LIVE, 0)
+        if not version:
+            return NotFound(
+                f"{wanted.model} has no alias {wanted.alias or LIVE!r}", reason=ALIAS_NOT_FOUND
+            )
+        loaded = self._loaded.get((wanted.model, version))
+        if loaded is not None and loaded.state in ("loading", "failed"):
+            return ModelNotReady(
+                f"{wanted.model} version {version} is {loaded.state}",
+                metadata={"state": loaded.state},
+            )
+        return NotFound(
+            f"{wanted.model} version {version} is not loaded here",
+            reason=MODEL_NOT_LOADED,
+            resource=("model", wanted.model),
+        )
+
+    def _known(self, wanted: Wanted) -> VersionEntry:
+        entry = self._catalog.models.get(wanted.model)
+        if entry is None:
+            raise NotFound(f"the registry has no model {wanted.model!r}")
+        if entry.task != self._task:
+            raise self._absent(wanted)
+        version = wanted.version or entry.aliases.get(wanted.alias or LIVE, 0)
+        found = entry.versions.get(version)
+        if found is None:
+            raise NotFound(
+                f"{wanted.model} has no ready version for this reference",
+                reason="VERSION_NOT_FOUND",
+            )
+        return found
+
+    async def _load(self, loaded: Loaded[RunnerT]) -> None:
+        entry, started = loaded.entry, time.monotonic()
+        try:
+            folder = await self._fetch(entry)
+            loaded.manifest = await asyncio.to_thread(Manifest.read, folder)
+            loaded.runner = await self._start(entry, loaded.manifest, folder)
+        except Exception as error:
+            loaded.state, loaded.reason = "failed", _said(error)
+            _log.exception("model failed to load", model=entry.model, version=entry.version)
+        else:
+            loaded.state, loaded.ready_time = "ready", datetime.now(UTC)
+            seconds = time.monotonic() - started
+            metrics.LOAD_SECONDS.labels(entry.model).observe(seconds)
+            _log.info("model ready", model=entry.model, version=entry.version, seconds=seconds)
+        self._settle()
+
+    async def _unload(self, loaded: Loaded[RunnerT], *, keep: bool) -> None:
+        """Drain a version: its aliases no longer mean it, its users finish, it closes."""
+        loaded.state = "draining"
+        self._settle()
+        while loaded.users:
+            loaded.idle.clear()
+            await loaded.idle.wait()
+        if loaded.runner is not None:
+            await loaded.runner.close()
+            loaded.runner = None
+        loaded.state = "unloaded"
+        if not keep:
+            self._loaded.pop(loaded.key, None)
+        _log.info("model unloaded", model=loaded.key[0], version=loaded.key[1])
+        self._settle()
+
+    def _settle(self) -> None:
+        """Bring aliases, health and metrics in line with what is ready; drain what is not needed."""
+        wanted = self._catalog.wanted(self._task, self._only)
+        for model, entry in wanted.items():
+            mine = self._aliases.setdefault(model, {})
+            for alias, version in entry.aliases.items():
+                if self._is_ready((model, version)):
+                    mine[alias] = version
+            for alias in [
+                a
+                for a, v in mine.items()
+                if a not in entry.aliases or not self._is_ready((model, v))
+            ]:
+                del mine[alias]
+        for model in [m for m in self._aliases if m not in wanted]:
+            del self._aliases[model]
+        self._drain_unused(wanted)
+        self._tell(wanted)
+
+    def _is_ready(self, key: Key) -> bool:
+        loaded = self._loaded.get(key)
+        return loaded is not None and loaded.state == "ready"
+
+    def _drain_unused(self, wanted: dict[str, ModelEntry]) -> None:
+        for key, loaded in list(self._loaded.items()):
+            model, version = key
+            needed = (
+                loaded.by_hand
+                or version in self._aliases.get(model, {}).values()
+                or (model in wanted and version in wanted[model].aliases.values())
+            )
+            if loaded.state == "ready" and not needed and not self._closing:
+                loaded.state = "draining"
+                self._spawn(self._unload(loaded, keep=False))
+            elif loaded.state == "failed" and not needed:
+                del self._loaded[key]
+
+    def _tell(self, wanted: dict[str, ModelEntry]) -> None:
+        for model in {key[0] for key in self._loaded} | set(wanted):
+            if model in wanted or any(k[0] == model for k in self._loaded):
+                serving = any(k[0] == model and self._is_ready(k) for k in self._loaded)
+                self._on_health(model, serving)
+        for state in ("loading", "ready", "draining", "failed", "unloaded"):
+            count = sum(1 for one in self._loaded.values() if one.state == state)
+            metrics.MODELS.labels(state).set(count)
+        if not any(one.state == "loading" for one in self._loaded.values()):
+            self.synced.set()
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[assignment]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _said(error: Exception) -> str:
+    """What may be told of a failed load: our own words, else only the kind of error."""
+    return error.message if isinstance(error, GristmillError) else type(error).__name__
+

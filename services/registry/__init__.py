@@ -1,0 +1,1 @@
+"""The registry: models, immutable versions, aliases, their history and their bytes."""

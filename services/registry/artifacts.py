@@ -1,0 +1,120 @@
+"""The streaming calls of the registry: bytes up, bytes down, changes out."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from gristmill.registry.v1 import registry_service_pb2 as pb
+from services.registry import converters as to
+from services.registry.blobs import Blobs, Upload
+from services.registry.models import Models
+from services.registry.resources import model_id, version_key
+from services.registry.store import Store
+from services.registry.watch import Event, Selection, Watch
+from services.runtime.errors import Draining, FailedPrecondition, InvalidRequest
+
+
+class ArtifactCalls:
+    """UploadArtifact, DownloadArtifact and Watch."""
+
+    def __init__(self, models: Models, store: Store, blobs: Blobs, watch: Watch) -> None:
+        self.models = models
+        self.store = store
+        self.blobs = blobs
+        self._watch = watch
+        self.draining = asyncio.Event()
+
+    async def UploadArtifact(  # noqa: N802
+        self, requests: AsyncIterator[pb.UploadArtifactRequest], context: Any
+    ) -> AsyncIterator[pb.UploadArtifactResponse]:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "start":
+            raise InvalidRequest.field("message", "the first must be start")
+        version = await self.store.version(*version_key(first.start.version))
+        artifact = version.artifact(first.start.path)
+        if self.blobs.has(artifact.sha256, artifact.size_bytes):
+            yield pb.UploadArtifactResponse(durable_bytes=artifact.size_bytes, complete=True)
+            return
+        if version.state != "uploading":
+            raise FailedPrecondition(f"{version.name} is {version.state}, not uploading")
+        upload = await self.blobs.open_upload(artifact.sha256, artifact.size_bytes)
+        try:
+            yield pb.UploadArtifactResponse(durable_bytes=upload.durable_bytes)
+            async for durable in self._receive(requests, upload):
+                yield pb.UploadArtifactResponse(durable_bytes=durable)
+            yield pb.UploadArtifactResponse(durable_bytes=upload.durable_bytes, complete=True)
+        finally:
+            await upload.close()
+
+    async def _receive(
+        self, requests: AsyncIterator[pb.UploadArtifactRequest], upload: Upload
+    ) -> AsyncIterator[int]:
+        """Append until the upload is whole; gives each new durable offset."""
+        while not upload.whole:
+            request = await _or_drain(anext(requests, None), self.draining)
+            if request is None:
+                raise InvalidRequest.field("chunk", "the bytes end before the declared size")
+            if request.WhichOneof("message") != "chunk":
+                raise InvalidRequest.field("message", "after the first, each must be chunk")
+            if await upload.write(request.chunk.offset, request.chunk.data):
+                yield upload.durable_bytes
+        await upload.complete()
+
+    async def DownloadArtifact(  # noqa: N802
+        self, request: pb.DownloadArtifactRequest, context: Any
+    ) -> AsyncIterator[pb.DownloadArtifactResponse]:
+        version = await self.store.version(*version_key(request.version))
+        artifact = version.artifact(request.path)
+        response = pb.DownloadArtifactResponse(
+            size_bytes=artifact.size_bytes, sha256=artifact.sha256
+        )
+        first = True
+        async for offset, data in self.blobs.read(
+            artifact.sha256, artifact.size_bytes, request.offset, request.length
+        ):
+            chunk = pb.Chunk(offset=offset, data=data)
+            if first:
+                response.chunk.CopyFrom(chunk)
+                yield response
+                first = False
+            else:
+                yield pb.DownloadArtifactResponse(chunk=chunk)
+        if first:
+            yield response  # an empty file still has a size and a digest to tell
+
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        selection = Selection(
+            frozenset(model_id(name) for name in request.names),
+            to.TASKS.get(request.task),
+        )
+        seconds = 30.0
+        if request.HasField("bookmark_interval"):
+            interval = request.bookmark_interval
+            seconds = interval.seconds + interval.nanos / 1e9
+        after = request.after_revision if request.HasField("after_revision") else None
+        async for event in self._watch.events(after, selection, seconds):
+            yield _event_out(event)
+
+
+def _event_out(event: Event) -> pb.WatchResponse:
+    if event.snapshot is not None:
+        return pb.WatchResponse(revision=event.revision, snapshot=to.resource_out(event.snapshot))
+    if event.change is not None:
+        return pb.WatchResponse(revision=event.revision, change=to.change_out(event.change))
+    return pb.WatchResponse(
+        revision=event.revision, bookmark=pb.Bookmark(snapshot_complete=event.snapshot_complete)
+    )
+
+
+async def _or_drain(waiting: Any, draining: asyncio.Event) -> Any:
+    """What `waiting` gives, or Draining when the server begins to shut down first."""
+    received = asyncio.ensure_future(waiting)
+    drained = asyncio.ensure_future(draining.wait())
+    try:
+        await asyncio.wait((received, drained), return_when=asyncio.FIRST_COMPLETED)
+        if received.done():
+            return received.result()
+        raise Draining("this server is shutting down; the durable offset stays")
+    finally:
+        received.cancel()
+        drained.cancel()

@@ -1,0 +1,57 @@
+"""The tables. Each resource is one row: what is looked up by stands in columns, the rest in JSON."""
+
+from sqlalchemy import BigInteger, Column, DateTime, Index, Integer, MetaData, String, Table, Text
+
+METADATA = MetaData()
+_Revision = BigInteger().with_variant(Integer, "sqlite")
+
+MODELS = Table(
+    "models",
+    METADATA,
+    Column("model", String(128), primary_key=True),
+    Column("task", String(32), nullable=False),
+    Column("latest_version", Integer, nullable=False),
+    Column("body", Text, nullable=False),
+)
+VERSIONS = Table(
+    "versions",
+    METADATA,
+    Column("model", String(128), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("state", String(16), nullable=False),
+    Column("body", Text, nullable=False),
+)
+ALIASES = Table(
+    "aliases",
+    METADATA,
+    Column("model", String(128), primary_key=True),
+    Column("alias", String(128), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("body", Text, nullable=False),
+)
+CHANGES = Table(
+    "changes",
+    METADATA,
+    Column("revision", _Revision, primary_key=True, autoincrement=True),
+    Column("commit_time", DateTime(timezone=True), nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("model", String(128), nullable=False),
+    Column("name", String(300), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("resource", String(16), nullable=False),
+    Column("before", Text),
+    Column("after", Text),
+    Column("request_id", String(128), nullable=False),
+    Index("changes_by_model", "model", "revision"),
+    sqlite_autoincrement=True,
+)
+REQUESTS = Table(
+    "requests",
+    METADATA,
+    Column("identity", String(128), primary_key=True),
+    Column("request_id", String(64), primary_key=True),
+    Column("method", String(128), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("resource", String(300), nullable=False),
+    Column("commit_time", DateTime(timezone=True), nullable=False),
+)
