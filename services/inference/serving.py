@@ -61,6 +61,8 @@ class Loaded(Generic[RunnerT]):
     by_hand: bool = False
     """Loaded by an explicit call: stays without an alias."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    tried: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when loading has succeeded or failed."""
 
     @property
     def key(self) -> Key:
@@ -99,6 +101,7 @@ class Serving(Generic[RunnerT]):
         """What each alias means here: its last version that became ready."""
         self._put_away: set[Key] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told: set[str] = set()
         self._closing = False
         self.synced = asyncio.Event()
         """Set when every model that should be served has been tried once."""
@@ -150,8 +153,7 @@ class Serving(Generic[RunnerT]):
         if loaded is None or loaded.state in ("failed", "unloaded"):
             loaded = self._loaded[key] = Loaded(entry, by_hand=True)
             await self._load(loaded)
-        while loaded.state == "loading":
-            await asyncio.sleep(0.02)
+        await loaded.tried.wait()
         self._settle()
         if loaded.state != "ready":
             raise ModelNotReady(
@@ -275,6 +277,7 @@ class Serving(Generic[RunnerT]):
             seconds = time.monotonic() - started
             metrics.LOAD_SECONDS.labels(entry.model).observe(seconds)
             _log.info("model ready", model=entry.model, version=entry.version, seconds=seconds)
+        loaded.tried.set()
         self._settle()
 
     async def _unload(self, loaded: Loaded[RunnerT], *, keep: bool) -> None:
@@ -331,10 +334,14 @@ class Serving(Generic[RunnerT]):
                 del self._loaded[key]
 
     def _tell(self, wanted: dict[str, ModelEntry]) -> None:
-        for model in {key[0] for key in self._loaded} | set(wanted):
-            if model in wanted or any(k[0] == model for k in self._loaded):
-                serving = any(k[0] == model and self._is_ready(k) for k in self._loaded)
-                self._on_health(model, serving)
+        """Health by model, and metrics by state."""
+        known = {model for model, _ in self._loaded} | set(wanted)
+        for model in known:
+            serving = any(k[0] == model and self._is_ready(k) for k in self._loaded)
+            self._on_health(model, serving)
+        for model in self._told - known:
+            self._on_health(model, None)
+        self._told = known
         for state in ("loading", "ready", "draining", "failed", "unloaded"):
             count = sum(1 for one in self._loaded.values() if one.state == state)
             metrics.MODELS.labels(state).set(count)

@@ -6,6 +6,7 @@ bounds, at any depth, costs nothing.
 
 import math
 import re
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -28,13 +29,16 @@ _NUMBERS = {
 }
 # A message with thousands of bad items is refused all the same; nobody reads more than this.
 MAX_VIOLATIONS = 32
+# A caller's own keys are not sent back, nor logged, at any length.
+MAX_KEY_CHARS = 64
 
 
 class Bounds:
     """Compiled checkers by message type."""
 
     def __init__(self) -> None:
-        self._checks: dict[str, list[Check] | None] = {}
+        self._checks: dict[str, list[Check]] = {}
+        self._compiling: set[str] = set()
 
     def check(self, request: message.Message) -> None:
         """Raise InvalidRequest with every violation found, at most 32."""
@@ -46,35 +50,39 @@ class Bounds:
             one(request, "", found)
         if found:
             raise InvalidRequest(
-                "; ".join(f"{v.field}: {v.description}" for v in found[:3]), violations=found
+                "; ".join(f"{v.field}: {v.description}" for v in found[:3]),
+                violations=found[:MAX_VIOLATIONS],
             )
 
-    def _compiled(self, descriptor: Descriptor) -> list[Check] | None:
+    def _compiled(self, descriptor: Descriptor) -> list[Check]:
         name = descriptor.full_name
         if name not in self._checks:
-            self._checks[name] = None  # a type inside itself sees None and adds nothing twice
-            built = [check for field in descriptor.fields for check in self._field(field)]
-            self._checks[name] = built or None
+            # A type inside itself refers to this list, which is filled by the time it is read.
+            checks = self._checks[name] = []
+            self._compiling.add(name)
+            checks += [check for field in descriptor.fields for check in self._field(field)]
+            self._compiling.remove(name)
         return self._checks[name]
 
     def _field(self, field: FieldDescriptor) -> list[Check]:
         bounds = field.GetOptions().Extensions[bounds_pb2.field]
         found: list[Check] = []
-        if _is_map(field):
-            value = field.message_type.fields_by_name["value"]
-            return [_map_check(field, bounds, _value_check(value, bounds))]
         if bounds.required:
             found.append(_required(field))
         if field.is_repeated and (bounds.HasField("min_items") or bounds.HasField("max_items")):
             found.append(_count(field.name, bounds))
-        value_check = _value_check(field, bounds)
-        if value_check:
-            found.append(_apply(field, value_check))
-        elif field.type == _MESSAGE and not _leaf(field.message_type):
-            nested = self._compiled(field.message_type)
-            if nested:
-                found.append(_apply(field, _all_of(nested)))
+        value = field.message_type.fields_by_name["value"] if _is_map(field) else field
+        check = _value_check(value, bounds) or self._nested(value)
+        if check:
+            found.append(_apply(field, check) if value is field else _each_entry(field, check))
         return found
+
+    def _nested(self, field: FieldDescriptor) -> Check | None:
+        if field.type != _MESSAGE or _leaf(field.message_type):
+            return None
+        nested = self._compiled(field.message_type)
+        open_still = field.message_type.full_name in self._compiling
+        return _all_of(nested) if nested or open_still else None
 
 
 def _leaf(descriptor: Descriptor) -> bool:
@@ -140,17 +148,16 @@ def _apply(field: FieldDescriptor, check: Check) -> Check:
     return one
 
 
-def _map_check(field: FieldDescriptor, bounds: bounds_pb2.Bounds, value: Check | None) -> Check:
+def _each_entry(field: FieldDescriptor, check: Check) -> Check:
+    """Run a value check on each value of a map."""
     name = field.name
-    high = bounds.max_items if bounds.HasField("max_items") else math.inf
 
     def run(owner: Any, path: str, found: list[Violation]) -> None:
         entries = getattr(owner, name)
-        if len(entries) > high:
-            found.append(Violation(path + name, f"has more than {high} entries"))
-        elif value:
-            for key in entries:
-                value(entries[key], f"{path}{name}[{key}]", found)
+        for key in entries:
+            if len(found) >= MAX_VIOLATIONS:
+                return
+            check(entries[key], f"{path}{name}[{str(key)[:MAX_KEY_CHARS]}]", found)
 
     return run
 
@@ -162,14 +169,14 @@ def _value_check(field: FieldDescriptor, bounds: bounds_pb2.Bounds) -> Check | N
         field.type == _MESSAGE
         and field.message_type.full_name == duration_pb2.Duration.DESCRIPTOR.full_name
     ):
-        return _number_check(bounds, is_duration=field.type == _MESSAGE)
+        return _number_check(field, bounds)
     return None
 
 
 def _text_check(bounds: bounds_pb2.Bounds) -> Check | None:
     low = bounds.min_len
     high = bounds.max_len if bounds.HasField("max_len") else math.inf
-    pattern = re.compile(bounds.pattern) if bounds.HasField("pattern") else None
+    pattern = re.compile(bounds.pattern, re.ASCII) if bounds.HasField("pattern") else None
     if not low and high == math.inf and pattern is None:
         return None
 
@@ -185,27 +192,35 @@ def _text_check(bounds: bounds_pb2.Bounds) -> Check | None:
     return run
 
 
-def _number_check(bounds: bounds_pb2.Bounds, *, is_duration: bool) -> Check | None:
-    low = bounds.min if bounds.HasField("min") else -math.inf
-    high = bounds.max if bounds.HasField("max") else math.inf
-    above = bounds.greater_than if bounds.HasField("greater_than") else -math.inf
-    if (low, high, above) == (-math.inf, math.inf, -math.inf):
+def _number_check(field: FieldDescriptor, bounds: bounds_pb2.Bounds) -> Check | None:
+    exact = _single if field.cpp_type == FieldDescriptor.CPPTYPE_FLOAT else float
+    low = exact(bounds.min) if bounds.HasField("min") else -math.inf
+    high = exact(bounds.max) if bounds.HasField("max") else math.inf
+    above = exact(bounds.greater_than) if bounds.HasField("greater_than") else None
+    if (low, high, above) == (-math.inf, math.inf, None):
         return None
+    is_duration = field.type == _MESSAGE
 
     def run(value: Any, path: str, found: list[Violation]) -> None:
         number = value.seconds + value.nanos / 1e9 if is_duration else value
         # A NaN compares false with everything, so the test is for what is allowed.
-        if not (low <= number <= high and number > above):
+        if not (low <= number <= high and (above is None or number > above)):
             found.append(Violation(path, f"is {number:g}; {_span(low, high, above)}"))
 
     return run
 
 
-def _span(low: float, high: float, above: float) -> str:
+def _single(number: float) -> float:
+    """The number as a float field holds it: 0.1 in a message is a little more than 0.1."""
+    (rounded,) = struct.unpack("f", struct.pack("f", number))
+    return float(rounded)
+
+
+def _span(low: float, high: float, above: float | None) -> str:
     parts = []
     if low > -math.inf:
         parts.append(f"at least {low:g}")
-    if above > -math.inf:
+    if above is not None:
         parts.append(f"more than {above:g}")
     if high < math.inf:
         parts.append(f"at most {high:g}")

@@ -28,6 +28,13 @@ class Health:
         self._statuses[name] = SERVING if serving and not self._draining else NOT_SERVING
         self._notify()
 
+    def model(self, model: str, serving: bool | None) -> None:
+        """Change the status of a model; None: it is not known here any more."""
+        if serving is None:
+            self.remove(f"models/{model}")
+        else:
+            self.set(f"models/{model}", serving=serving)
+
     def remove(self, name: str) -> None:
         """Forget a status: the model is not served here any more."""
         self._statuses.pop(name, None)

@@ -1,0 +1,1 @@
+"""The classifier: dynamic batching over classification models."""

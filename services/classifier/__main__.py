@@ -1,0 +1,63 @@
+"""The classifier's composition root: config, registry, serving set, servicer, server."""
+
+import asyncio
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from gristmill.classifier.v1 import classifier_service_pb2_grpc as rpc
+from services.classifier.classifier import Classifier, Starter
+from services.classifier.config import ClassifierConfig
+from services.classifier.oip import contract as oip
+from services.classifier.oip.servicer import NotBuilt
+from services.classifier.servicer import ClassifierServicer
+from services.inference.serving import Serving
+from services.runtime import logs, registry_client
+from services.runtime.config import load
+from services.runtime.health import Health
+from services.runtime.registry_client import RegistryClient
+from services.runtime.server import Server, Service, main
+
+
+async def run(config: ClassifierConfig) -> None:
+    """Serve until a signal."""
+    health = Health()
+    channel = registry_client.channel(
+        config.registry, config.registry_ca, config.registry_token_file
+    )
+    registry = RegistryClient(channel, config.cache_dir)
+    threads = ThreadPoolExecutor(config.preprocess_threads, thread_name_prefix="preprocess")
+    starter = Starter(threads, config.providers, config.instances, config.quota_items_per_s)
+    serving: Serving[Classifier] = Serving(
+        "classification", registry.fetch, starter.start, config.models, health.model
+    )
+    service = Service(
+        "classifier",
+        servicers=[
+            (
+                rpc.add_ClassifierServiceServicer_to_server,
+                ClassifierServicer(serving, config.default_priority),
+            ),
+        ],
+        handlers={oip.SERVICE.full_name: oip.method_handlers(NotBuilt())},
+        pools=(oip.POOL,),
+        on_close=[serving.close, registry.close],
+    )
+    server = Server(config, service, health)
+
+    async def started() -> None:
+        following = asyncio.ensure_future(registry.follow(serving.update))
+        service.on_drain.append(lambda: _cancel(following))
+        ready = asyncio.ensure_future(serving.synced.wait())
+        ready.add_done_callback(lambda _: server.ready())
+
+    await server.run(started)
+
+
+def _cancel(task: asyncio.Future[None]) -> None:
+    task.cancel()
+
+
+if __name__ == "__main__":
+    settings = load(ClassifierConfig, sys.argv[1:])
+    logs.configure("classifier", settings.log_level, settings.log_format)
+    main(lambda: run(settings))

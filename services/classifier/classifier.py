@@ -1,0 +1,215 @@
+"""One classification model at work: preprocessing, admission, batcher, scores. Knows no wire."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.classifier.scoring import Choice, Label, choose, probabilities
+from services.inference import preprocessing
+from services.inference.backend import Backend, TensorSpec
+from services.inference.backends.onnx import OnnxBackend
+from services.inference.batcher import Batcher
+from services.inference.items import Encoded, FeaturesItem, Item, Scored, TextItem, TextPairItem
+from services.inference.items import Timings as BatchTimings
+from services.inference.manifest import Manifest
+from services.inference.meter import Meter
+from services.inference.preprocessing import Preprocessor
+from services.runtime import metrics
+from services.runtime.admission import Admission, Cost, Limits
+from services.runtime.catalog import VersionEntry
+from services.runtime.deadline import Deadline
+from services.runtime.errors import GristmillError, InvalidRequest, UnsupportedField
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller wants done with a message of items."""
+
+    identity: str
+    deadline: Deadline
+    priority: int
+    choice: Choice
+    return_probabilities: bool = False
+    refuse_longer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one item."""
+
+    labels: tuple[Label, ...] = ()
+    probabilities: NDArray[np.float64] | None = None
+    truncated: bool = False
+    tokens: int = 0
+    error: GristmillError | None = None
+    preprocess_s: float = 0.0
+    timings: BatchTimings | None = None
+
+
+OnAnswer = Callable[[int, Answer], None]
+
+
+class Classifier:
+    """A version of a model, ready to answer."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        preprocessor: Preprocessor,
+        batcher: Batcher,
+        admission: Admission,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self.manifest = manifest
+        self.backend = backend
+        self._preprocessor = preprocessor
+        self.batcher = batcher
+        self.admission = admission
+        self._threads = threads
+        self._gauge = metrics.QUEUE_ITEMS.labels(manifest.name)
+
+    async def classify(
+        self, items: Sequence[Item | GristmillError], asked: Asked, on_answer: OnAnswer | None = None
+    ) -> list[Answer]:
+        """An answer for each item, in their order; an item that is an error already stays one."""
+        if asked.choice.threshold is not None and not self.manifest.output.multi_label:
+            raise UnsupportedField.field("options.threshold", "this model is not multi-label")
+        started = time.monotonic()
+        encoded = await self._encode(items, refuse_longer=asked.refuse_longer)
+        preprocess_s = time.monotonic() - started
+        answers: list[Answer] = [
+            Answer(error=e) if isinstance(e, GristmillError) else Answer() for e in encoded
+        ]
+        fitting = [i for i, e in enumerate(encoded) if isinstance(e, Encoded)]
+        if on_answer:
+            for index in set(range(len(items))) - set(fitting):
+                on_answer(index, answers[index])
+
+        def on_item(position: int, outcome: Scored | GristmillError) -> None:
+            index = fitting[position]
+            one = encoded[index]
+            if isinstance(one, Encoded):
+                answers[index] = self._answer(one, outcome, asked, preprocess_s)
+                if on_answer:
+                    on_answer(index, answers[index])
+
+        await self._run([e for e in encoded if isinstance(e, Encoded)], asked, on_item)
+        return answers
+
+    async def _encode(
+        self, items: Sequence[Item | GristmillError], *, refuse_longer: bool
+    ) -> list[Encoded | GristmillError]:
+        """Each item encoded, on a thread of its own pool."""
+        good = [item for item in items if not isinstance(item, GristmillError)]
+        loop = asyncio.get_running_loop()
+        done = iter(
+            await loop.run_in_executor(
+                self._threads,
+                lambda: self._preprocessor.encode(good, refuse_longer=refuse_longer),
+            )
+        )
+        return [item if isinstance(item, GristmillError) else next(done) for item in items]
+
+    async def _run(
+        self,
+        items: Sequence[Encoded],
+        asked: Asked,
+        on_item: Callable[[int, Scored | GristmillError], None],
+    ) -> None:
+        cost = Cost(len(items), sum(item.nbytes for item in items), float(len(items)))
+        try:
+            permit = self.admission.admit(
+                asked.identity,
+                asked.deadline,
+                cost,
+                self.batcher.predicted_wait_s(items),
+                self.batcher.drain_s(),
+            )
+        except GristmillError as error:
+            metrics.REJECTED.labels(self.manifest.name, error.reason_given).inc()
+            raise
+        with permit:
+            self._gauge.set(self.admission.items)
+            await self.batcher.submit(items, permit, asked.priority, on_item)
+        self._gauge.set(self.admission.items)
+
+    def _answer(
+        self, item: Encoded, outcome: Scored | GristmillError, asked: Asked, preprocess_s: float
+    ) -> Answer:
+        if isinstance(outcome, GristmillError):
+            return Answer(error=outcome, preprocess_s=preprocess_s)
+        try:
+            scores = probabilities(outcome.outputs, multi_label=self.manifest.output.multi_label)
+        except GristmillError as error:
+            return Answer(error=error, preprocess_s=preprocess_s, timings=outcome.timings)
+        return Answer(
+            tuple(choose(scores, self.manifest.output.labels, asked.choice)),
+            scores if asked.return_probabilities else None,
+            item.truncated,
+            item.tokens,
+            preprocess_s=preprocess_s,
+            timings=outcome.timings,
+        )
+
+    async def close(self) -> None:
+        """Finish what waits and give up the model."""
+        await self.batcher.close()
+        await asyncio.to_thread(self.backend.close)
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """Makes classifiers of model folders."""
+
+    threads: ThreadPoolExecutor
+    providers: tuple[str, ...] = ()
+    instances: int = 0
+    quota_items_per_s: float = 0.0
+
+    async def start(self, entry: VersionEntry, manifest: Manifest, folder: Path) -> Classifier:
+        """Load, warm up, and be ready."""
+        if manifest.backend != "onnxruntime":
+            raise InvalidRequest.field("model.yaml: backend", f"{manifest.backend} is not known")
+        count = self.instances or manifest.batching.instances
+        path = folder / manifest.files["model"]
+        backend = await asyncio.to_thread(OnnxBackend, path, count, self.providers)
+        preprocessor = await asyncio.to_thread(
+            preprocessing.build, manifest, folder, backend.inputs
+        )
+        instances = [await asyncio.to_thread(backend.instance) for _ in range(count)]
+        warm = warm_up_inputs(manifest, backend.inputs, preprocessor)
+        for instance in instances:
+            await asyncio.to_thread(instance.run, warm)
+        batching = manifest.batching
+        meter = Meter(entry.model, entry.version)
+        batcher = Batcher(instances, batching, preprocessor.fill, meter)
+        limits = Limits(batching.max_queue_items, batching.max_queue_bytes, self.quota_items_per_s)
+        admission = Admission(limits, time.monotonic)
+        return Classifier(manifest, backend, preprocessor, batcher, admission, self.threads)
+
+
+def warm_up_inputs(
+    manifest: Manifest, inputs: Sequence[TensorSpec], preprocessor: Preprocessor
+) -> Mapping[str, NDArray[np.generic]]:
+    """A batch of one, of the kind that the model takes."""
+    kind = manifest.input.kind if manifest.input else "text"
+    width = max(1, inputs[0].shape[-1])
+    item: Item
+    if kind == "float_features":
+        names = manifest.input.names if manifest.input else ()
+        item = FeaturesItem(np.zeros(len(names) or width, dtype=np.float32))
+    elif kind == "text_pair":
+        item = TextPairItem("warm", "up")
+    else:
+        item = TextItem("warm up")
+    encoded = preprocessor.encode([item])[0]
+    if isinstance(encoded, GristmillError):
+        raise encoded
+    return {name: array[None] for name, array in encoded.inputs.items()}

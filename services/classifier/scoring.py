@@ -1,0 +1,64 @@
+"""A model's outputs as labels with probabilities. Knows no wire and no batch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.inference.items import Array
+from services.runtime.errors import BackendFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label, its index and its probability."""
+
+    label: str
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which labels a caller wants."""
+
+    top_k: int = 1
+    threshold: float | None = None
+
+
+def probabilities(outputs: Mapping[str, Array], *, multi_label: bool) -> NDArray[np.float64]:
+    """The probability of each label, from `probabilities` or else from `logits`."""
+    if "probabilities" in outputs:
+        found = np.asarray(outputs["probabilities"], dtype=np.float64).ravel()
+    elif "logits" in outputs or len(outputs) == 1:
+        logits = outputs.get("logits", next(iter(outputs.values())))
+        found = _from_logits(np.asarray(logits, dtype=np.float64).ravel(), multi_label=multi_label)
+    else:
+        raise BackendFailed(f"no probabilities or logits among {sorted(outputs)}")
+    if not np.isfinite(found).all():
+        raise BackendFailed("the model gave numbers that are not finite")
+    return found
+
+
+def _from_logits(logits: NDArray[np.float64], *, multi_label: bool) -> NDArray[np.float64]:
+    if multi_label:
+        found: NDArray[np.float64] = 1 / (1 + np.exp(-logits))
+        return found
+    shifted = np.exp(logits - logits.max())
+    normal: NDArray[np.float64] = shifted / shifted.sum()
+    return normal
+
+
+def choose(scores: NDArray[np.float64], labels: Sequence[str], choice: Choice) -> list[Label]:
+    """The labels wanted, best first; equal ones by index."""
+    order = np.argsort(-scores, kind="stable")
+    if choice.threshold is not None:
+        order = order[scores[order] >= choice.threshold]
+    else:
+        order = order[: choice.top_k]
+    return [Label(_name(labels, int(i)), int(i), float(scores[i])) for i in order]
+
+
+def _name(labels: Sequence[str], index: int) -> str:
+    return labels[index] if index < len(labels) else str(index)
