@@ -1,6 +1,5 @@
 """The classifier's composition root: config, registry, serving set, servicer, server."""
 
-import asyncio
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +10,7 @@ from services.classifier.oip import contract as oip
 from services.classifier.oip.servicer import NotBuilt
 from services.classifier.servicer import ClassifierServicer
 from services.inference.serving import Serving
-from services.runtime import logs, registry_client
+from services.runtime import follower, logs, registry_client
 from services.runtime.config import load
 from services.runtime.health import Health
 from services.runtime.registry_client import RegistryClient
@@ -44,17 +43,7 @@ async def run(config: ClassifierConfig) -> None:
     )
     server = Server(config, service, health)
 
-    async def started() -> None:
-        following = asyncio.ensure_future(registry.follow(serving.update))
-        service.on_drain.append(lambda: _cancel(following))
-        ready = asyncio.ensure_future(serving.synced.wait())
-        ready.add_done_callback(lambda _: server.ready())
-
-    await server.run(started)
-
-
-def _cancel(task: asyncio.Future[None]) -> None:
-    task.cancel()
+    await server.run(lambda: follower.begin(server, service, registry, serving))
 
 
 if __name__ == "__main__":

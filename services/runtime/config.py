@@ -8,8 +8,9 @@ import ipaddress
 import os
 import sys
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
+import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -34,6 +35,7 @@ class ServerConfig(BaseSettings):
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_avoid_json=True,
+        cli_exit_on_error=False,
         protected_namespaces=(),
     )
 
@@ -116,7 +118,11 @@ class ServerConfig(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = YamlConfigSettingsSource(settings_cls, yaml_file=_file_in(env_settings()))
+        path = _file_in({**env_settings(), **init_settings()})
+        try:
+            file = YamlConfigSettingsSource(settings_cls, yaml_file=path)
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            raise SettingsError(f"configuration file {path}: {error}") from error
         return init_settings, env_settings, file
 
 
@@ -134,13 +140,13 @@ def load(cls: type[ConfigT], argv: list[str]) -> ConfigT:
     """The configuration of a process, or an exit with status 2 that says what is wrong."""
     prefix = cls.model_config.get("env_prefix", "")
     _refuse_unknown_environment(cls, prefix)
-    if file := _flag(argv, "--config"):
-        os.environ[f"{prefix}CONFIG"] = file
+    # The file is read before the flags are, and its own flag goes before its variable.
+    given: dict[str, Any] = {"config": file} if (file := _flag(argv, "--config")) else {}
     try:
-        source = CliSettingsSource(
+        source: CliSettingsSource[Any] = CliSettingsSource(
             cls, cli_parse_args=argv, cli_prog_name=f"python -m {cls.__module__.rsplit('.', 1)[0]}"
         )
-        return cls(_cli_settings_source=source)  # type: ignore[call-arg]  # a pydantic keyword
+        return cls(_cli_settings_source=source, **given)  # type: ignore[call-arg]  # pydantic's own
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in problem['loc']) or 'settings'}: {problem['msg']}"
@@ -148,13 +154,13 @@ def load(cls: type[ConfigT], argv: list[str]) -> ConfigT:
         ]
         _fail("\n".join(lines))
     except (SettingsError, OSError) as error:
-        _fail(str(error))
+        _fail(" ".join(str(error).split()))
 
 
 def _refuse_unknown_environment(cls: type[ServerConfig], prefix: str) -> None:
     known = {f"{prefix}{name}".upper() for name in cls.model_fields}
     for name in os.environ:
-        if prefix and name.startswith(prefix) and name.upper().split("__")[0] not in known:
+        if prefix and name.startswith(prefix) and name.upper() not in known:
             _fail(f"environment variable {name} is not a setting")
 
 

@@ -54,6 +54,10 @@ ARTIFACT_CORRUPT = "ARTIFACT_CORRUPT"
 BACKEND_FAILED = "BACKEND_FAILED"
 INTERNAL = "INTERNAL"
 
+# The message goes to the caller's trailing metadata, twice, and to the log; clients refuse more
+# than 8 KiB of the one, and the other should not be filled by whoever sends a long name.
+MAX_MESSAGE_BYTES = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Violation:
@@ -61,6 +65,14 @@ class Violation:
 
     field: str
     description: str
+
+
+def shortened(text: str, most_bytes: int) -> str:
+    """The text cut to so many bytes of UTF-8, and without what UTF-8 cannot say."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= most_bytes:
+        return encoded.decode()
+    return encoded[: most_bytes - 3].decode(errors="ignore") + "..."
 
 
 class GristmillError(Exception):
@@ -78,8 +90,8 @@ class GristmillError(Exception):
         retry_after_s: float | None = None,
         resource: tuple[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = shortened(message, MAX_MESSAGE_BYTES)
+        super().__init__(self.message)
         self.reason_given = reason or self.reason
         self.metadata = dict(metadata or {})
         self.violations = tuple(violations)

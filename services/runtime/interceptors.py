@@ -9,14 +9,17 @@ each call: that costs less and is the same on both transports.
 
 import asyncio
 import itertools
+import math
 import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc.aio import AbortError
 from opentelemetry import trace
 
@@ -25,10 +28,11 @@ from services.runtime.auth import PUBLIC, SCOPES, Authenticator, Credentials
 from services.runtime.bounds import Bounds
 from services.runtime.call import Call, enter
 from services.runtime.deadline import Deadline
-from services.runtime.errors import Draining, GristmillError, NotImplementedYet
+from services.runtime.errors import Draining, GristmillError, InvalidRequest, NotImplementedYet
 from services.runtime.tracing import Tracing
 
 Behaviour = Callable[..., Any]
+Decode = Callable[[bytes], Any]
 REQUEST_ID = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 # grpcio and native report a call without a deadline as None or as a very large number.
@@ -77,15 +81,15 @@ class Interceptor:
         """The handler of `method` with the edge around it."""
         kind, behaviour = _behaviour(handler)
         started = metrics.CALLS_STARTED.labels(method)
+        decode = handler.request_deserializer or bytes
         wrapped = (
-            self._streaming(method, behaviour, started, requests=handler.request_streaming)
+            self._streaming(method, behaviour, decode, started, requests=handler.request_streaming)
             if handler.response_streaming
-            else self._unary(method, behaviour, started)
+            else self._unary(method, behaviour, decode, started)
         )
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        made: grpc.RpcMethodHandler = make(
-            wrapped, handler.request_deserializer, handler.response_serializer
-        )
+        # No deserializer: each transport has its own answer to bytes that are no message.
+        made: grpc.RpcMethodHandler = make(wrapped, None, handler.response_serializer)
         return made
 
     async def wait_idle(self, grace_s: float) -> bool:
@@ -99,13 +103,14 @@ class Interceptor:
             return False
         return True
 
-    def _unary(self, method: str, behaviour: Behaviour, started: Any) -> Behaviour:
+    def _unary(
+        self, method: str, behaviour: Behaviour, decode: Decode, started: Any
+    ) -> Behaviour:
         async def unary(request: Any, context: Any) -> Any:
             opened = self._enter(method, started)
             try:
                 self._admit(opened, context)
-                self._bounds.check(request)
-                response = await behaviour(request, context)
+                response = await behaviour(self._message(request, decode), context)
             except BaseException as error:
                 await self._fail(opened, context, error)
             self._close(opened, context)
@@ -114,28 +119,39 @@ class Interceptor:
         return unary
 
     def _streaming(
-        self, method: str, behaviour: Behaviour, started: Any, *, requests: bool
+        self, method: str, behaviour: Behaviour, decode: Decode, started: Any, *, requests: bool
     ) -> Behaviour:
         async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
             opened = self._enter(method, started)
             try:
                 self._admit(opened, context)
-                if requests:
-                    request = self._checked(request)
-                else:
-                    self._bounds.check(request)
-                async for response in behaviour(request, context):
-                    yield response
+                given = (
+                    self._messages(request, decode) if requests else self._message(request, decode)
+                )
+                # A caller that leaves ends the handler now, not when it is garbage.
+                async with aclosing(behaviour(given, context)) as responses:
+                    async for response in responses:
+                        yield response
             except BaseException as error:
                 await self._fail(opened, context, error)
             self._close(opened, context)
 
         return streaming
 
-    async def _checked(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    def _message(self, request: bytes, decode: Decode) -> Any:
+        """The message in `request`, within its bounds."""
+        try:
+            message = decode(request)
+        except DecodeError as error:
+            raise InvalidRequest("the request is no message of this method") from error
+        self._bounds.check(message)
+        return message
+
+    async def _messages(
+        self, requests: AsyncIterator[bytes], decode: Decode
+    ) -> AsyncIterator[Any]:
         async for request in requests:
-            self._bounds.check(request)
-            yield request
+            yield self._message(request, decode)
 
     def _enter(self, method: str, started: Any) -> _Open:
         self.in_flight += 1
@@ -201,7 +217,7 @@ class Interceptor:
             trailing.append((REQUEST_ID, request_id))
         retryable = isinstance(error, GristmillError) and error.retry_after_s is not None
         if retryable and self._pushback:
-            milliseconds = max(1, round(status.retry_after_s(error) * 1000))
+            milliseconds = max(1, math.ceil(status.retry_after_s(error) * 1000))
             trailing.append(("grpc-retry-pushback-ms", str(milliseconds)))
         return answer.message, tuple(trailing)
 

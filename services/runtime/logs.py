@@ -1,5 +1,6 @@
 """Log lines: one JSON object each, control characters escaped, never a token."""
 
+import json
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -8,13 +9,17 @@ from typing import Any, Literal
 import structlog
 
 SECRET = ("authorization", "token", "password", "secret")
+# What grpc.aio logs as errors, with traces, though it is the caller's doing: the first repeats
+# header values that are not UTF-8, a token among them; the second is a caller gone mid-stream.
+CALLERS_DOING = ("Invalid encoding on", "ExecuteBatchError raised in core")
 
 
 def _redact(
     logger: object, method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     for key in event:
-        if any(word in key.lower() for word in SECRET):
+        counted = isinstance(event[key], int | float)
+        if not counted and any(word in key.lower() for word in SECRET):
             event[key] = "[redacted]"
     return event
 
@@ -24,22 +29,48 @@ def _escape(
 ) -> MutableMapping[str, Any]:
     """For a terminal: what a caller sent must not move its cursor."""
     for key, value in event.items():
-        if isinstance(value, str) and key != "exception" and not value.isprintable():
-            event[key] = value.encode("unicode_escape").decode("ascii")
+        if isinstance(value, str) and key == "exception":
+            event[key] = "\n".join(f"    {_printable(line)}" for line in value.split("\n"))
+        elif isinstance(value, str):
+            event[key] = _printable(value)
     return event
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _json(event: object, **options: Any) -> str:
+    # ASCII only, so newlines, escapes and bidi marks cannot leave their string; DEL is ASCII.
+    return json.dumps(event, **options).replace("\x7f", "\\u007f")
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(CALLERS_DOING)
 
 
 def configure(service: str, level: str, style: Literal["json", "text"]) -> None:
     """Send all logging of this process, the libraries' own too, to standard error."""
+
+    def name(
+        logger: object, method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        event.setdefault("service", service)
+        return event
+
     shared: list[structlog.types.Processor] = [
+        name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         _redact,
     ]
-    # json.dumps writes ASCII only, so newlines, escapes and bidi marks cannot leave their string.
     final: list[structlog.types.Processor] = (
-        [structlog.processors.JSONRenderer()]
+        [structlog.processors.JSONRenderer(serializer=_json)]
         if style == "json"
         else [_escape, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
@@ -62,7 +93,7 @@ def configure(service: str, level: str, style: Literal["json", "text"]) -> None:
     # A library that logs each request would double our own line.
     for noisy in ("uvicorn.access", "httpx", "hpack"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    structlog.contextvars.bind_contextvars(service=service)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_ours)
 
 
 def get_logger() -> Any:

@@ -1,5 +1,7 @@
 """The one table from domain errors to gRPC statuses, with their google.rpc details."""
 
+from collections.abc import Iterator, Mapping
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -36,6 +38,10 @@ TABLE: dict[type[errors.GristmillError], grpc.StatusCode] = {
 }
 # A caller that is told to come back is told when; this where nothing better is known.
 DEFAULT_RETRY_S = 1.0
+# Trailing metadata above 8 KiB is refused by clients, and the caller would see another status.
+MAX_FIELD_BYTES = 200
+MAX_VIOLATIONS_BYTES = 2600
+MAX_METADATA_BYTES = 1000
 WITHHELD = "the server failed; its log has the cause under this request id"
 
 
@@ -55,7 +61,7 @@ def to_status(error: BaseException, request_id: str = "") -> status_pb2.Status:
     reason = domain.reason_given if domain else errors.INTERNAL
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
     if domain:
-        info.metadata.update(domain.metadata)
+        info.metadata.update(_fitting_metadata(domain.metadata))
     if withheld and request_id:
         info.metadata["request_id"] = request_id
     status = status_pb2.Status(
@@ -92,7 +98,7 @@ def _details(error: errors.GristmillError, code: grpc.StatusCode) -> list[Detail
                     error_details_pb2.BadRequest.FieldViolation(
                         field=v.field, description=v.description, reason=error.reason_given
                     )
-                    for v in error.violations
+                    for v in _fitting(error.violations)
                 ]
             )
         )
@@ -103,16 +109,32 @@ def _details(error: errors.GristmillError, code: grpc.StatusCode) -> list[Detail
                     error_details_pb2.PreconditionFailure.Violation(
                         type=error.reason_given, subject=v.field, description=v.description
                     )
-                    for v in error.violations
+                    for v in _fitting(error.violations)
                 ]
             )
         )
     if error.resource:
-        kind, name = error.resource
+        kind, name = (errors.shortened(part, MAX_FIELD_BYTES) for part in error.resource)
         found.append(error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name))
     if code is Code.UNAVAILABLE or isinstance(error, errors.Overloaded | errors.QuotaExceeded):
         found.append(error_details_pb2.RetryInfo(retry_delay=_duration(retry_after_s(error))))
     return found
+
+
+def _fitting(violations: tuple[errors.Violation, ...]) -> Iterator[errors.Violation]:
+    left = MAX_VIOLATIONS_BYTES
+    for violation in violations:
+        field = errors.shortened(violation.field, MAX_FIELD_BYTES)
+        description = errors.shortened(violation.description, MAX_FIELD_BYTES)
+        left -= len(field.encode()) + len(description.encode())
+        if left < 0:
+            return
+        yield errors.Violation(field, description)
+
+
+def _fitting_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    share = MAX_METADATA_BYTES // max(1, len(metadata))
+    return {key: errors.shortened(value, share) for key, value in metadata.items()}
 
 
 def retry_after_s(error: BaseException) -> float:

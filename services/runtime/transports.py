@@ -79,7 +79,7 @@ def build(name: Name, config: ServerConfig) -> tuple[grpc.aio.Server, int]:
         server = native.server(options=options)
     else:
         server = grpc.aio.server(options=options)
-    address = f"{config.host}:{config.port}"
+    address = _address(config.host, config.port)
     try:
         if config.tls_certificate:
             port = server.add_secure_port(address, _credentials(config))
@@ -92,6 +92,13 @@ def build(name: Name, config: ServerConfig) -> tuple[grpc.aio.Server, int]:
     return server, port
 
 
+def _address(host: str, port: int) -> str:
+    if host.startswith("unix:"):
+        return host
+    host = host.strip("[]")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _options(name: Name, config: ServerConfig) -> list[tuple[str, int]]:
     options = [
         ("grpc.max_receive_message_length", config.max_message_bytes),
@@ -99,6 +106,8 @@ def _options(name: Name, config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", config.max_concurrent_streams),
         ("grpc.keepalive_time_ms", round(config.keepalive_time_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(config.keepalive_timeout_s * 1000)),
+        # grpcio waits this long, a minute if unsaid, for the answer to a ping it sent anyway.
+        ("grpc.http2.ping_timeout_ms", round(config.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         # Silent calls are normal here: a client that pings while it waits is no attacker.
         ("grpc.http2.min_ping_interval_without_data_ms", round(config.min_ping_interval_s * 1000)),

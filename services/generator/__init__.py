@@ -1,0 +1,1 @@
+"""The generator: language models behind continuous batching."""

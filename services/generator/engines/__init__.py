@@ -1,0 +1,1 @@
+"""What executes a language model: one module for each engine."""

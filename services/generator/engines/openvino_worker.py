@@ -1,0 +1,157 @@
+"""The process that owns an OpenVINO GenAI pipeline: commands in, tokens out, one step at a time.
+
+It is a process because a step holds the interpreter's lock from beginning to end. It talks over a
+socket in lines of JSON and ends when the other side does.
+
+In:  {"add": id, "ids": [...], "sampling": {...}}, {"abort": id}
+Out: {"ready": {"device": ...}}, then after each step {"out": [[id, ids, logprobs, finish], ...],
+     "stats": [running, cache_usage, steps, orphaned_steps]}, and {"refused": id, "why": ...}
+"""
+
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+from typing import Any, BinaryIO
+
+import numpy as np
+import openvino
+import openvino_genai as genai
+
+FINISH = {
+    genai.GenerationFinishReason.STOP: "stop",
+    genai.GenerationFinishReason.LENGTH: "length",
+}
+Command = dict[str, Any]
+
+
+class Worker:
+    """One pipeline and the prompts in it."""
+
+    def __init__(self, pipeline: Any, out: BinaryIO) -> None:
+        self._pipeline = pipeline
+        self._out = out
+        self._handles: dict[int, Any] = {}
+        self._steps = 0
+        self._orphaned = 0
+        self._aborted = 0
+
+    def serve(self, commands: "queue.SimpleQueue[Command]") -> None:
+        """Step while there is work, wait while there is none."""
+        while True:
+            idle = not self._pipeline.has_non_finished_requests()
+            while idle or not commands.empty():
+                self._obey(commands.get())
+                idle = False
+            self._step()
+
+    def _obey(self, command: Command) -> None:
+        if "abort" in command:
+            handle = self._handles.pop(command["abort"], None)
+            if handle is not None:
+                handle.cancel()
+                self._aborted += 1
+            return
+        prompt = openvino.Tensor(np.array([command["ids"]], dtype=np.int64))
+        try:
+            handle = self._pipeline.add_request(
+                command["add"], prompt, _config(command["sampling"])
+            )
+        except RuntimeError as error:
+            self._write({"refused": command["add"], "why": str(error)})
+        else:
+            self._handles[command["add"]] = handle
+
+    def _step(self) -> None:
+        if not self._pipeline.has_non_finished_requests():
+            return
+        self._pipeline.step()
+        self._steps += 1
+        out = [item for key in list(self._handles) if (item := self._read(key))]
+        held = int(self._pipeline.get_metrics().requests)
+        # The pipeline counts a prompt until the step that sees its end, so that one is no orphan.
+        if held > len(self._handles) + self._aborted + len(out):
+            self._orphaned += 1
+        self._aborted = 0
+        usage = float(self._pipeline.get_metrics().cache_usage) / 100
+        stats = [len(self._handles), usage, self._steps, self._orphaned]
+        self._write({"out": out, "stats": stats})
+
+    def _read(self, key: int) -> list[Any] | None:
+        handle = self._handles[key]
+        ids: list[int] = []
+        logprobs: list[float] = []
+        finish: str | None = None
+        while handle.can_read():
+            for output in handle.read().values():
+                ids += output.generated_ids
+                logprobs += output.generated_log_probs
+                finish = FINISH.get(output.finish_reason, finish)
+        status = handle.get_status()
+        if finish is None and status == genai.GenerationStatus.IGNORED:
+            finish = "refused"  # the cache cannot hold it even alone
+        if finish is not None:
+            del self._handles[key]
+        return [key, ids, logprobs, finish] if ids or finish else None
+
+    def _write(self, message: dict[str, Any]) -> None:
+        self._out.write(json.dumps(message).encode() + b"\n")
+        self._out.flush()
+
+
+def _config(sampling: dict[str, Any]) -> Any:
+    config = genai.GenerationConfig()
+    config.max_new_tokens = sampling["max_tokens"]
+    config.do_sample = sampling["temperature"] > 0
+    if config.do_sample:
+        config.temperature = sampling["temperature"]
+        config.top_p = sampling["top_p"] if sampling["top_p"] is not None else 1.0
+        if sampling["top_k"] is not None:
+            config.top_k = sampling["top_k"]
+        if sampling["min_p"]:
+            config.min_p = sampling["min_p"]
+    for name in ("presence_penalty", "frequency_penalty", "repetition_penalty"):
+        if sampling[name] is not None:
+            setattr(config, name, sampling[name])
+    if sampling["seed"] is not None:
+        config.rng_seed = sampling["seed"]
+    if sampling["stop_token_ids"]:
+        config.stop_token_ids = set(sampling["stop_token_ids"])
+    config.logprobs = 1 if sampling["logprobs"] else 0
+    config.ignore_eos = sampling["ignore_eos"]
+    return config
+
+
+def _receive(stream: BinaryIO, commands: "queue.SimpleQueue[Command]") -> None:
+    for line in stream:
+        commands.put(json.loads(line))
+    # Nobody is left to read the answers.
+    os._exit(0)
+
+
+def main() -> None:
+    """`python -m services.generator.engines.openvino_worker FD MODEL SETTINGS`."""
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    settings = json.loads(sys.argv[3])
+    scheduler = genai.SchedulerConfig()
+    scheduler.cache_size = settings["kv_cache_gib"]
+    scheduler.max_num_seqs = settings["max_num_seqs"]
+    scheduler.max_num_batched_tokens = settings["max_num_batched_tokens"]
+    scheduler.enable_prefix_caching = True
+    scheduler.dynamic_split_fuse = True
+    pipeline = genai.ContinuousBatchingPipeline(sys.argv[2], scheduler, "CPU")
+    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    out = connection.makefile("wb")
+    worker = Worker(pipeline, out)
+    out.write(json.dumps({"ready": {"device": "cpu"}}).encode() + b"\n")
+    out.flush()
+    threading.Thread(
+        target=_receive, args=(connection.makefile("rb"), commands), daemon=True
+    ).start()
+    worker.serve(commands)
+
+
+if __name__ == "__main__":
+    main()

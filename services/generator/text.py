@@ -1,0 +1,73 @@
+"""Tokens to text as they come: no character split, no stop string leaked. Pure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(slots=True)
+class Detokenizer:
+    """Text of a growing list of tokens, in pieces that join to the whole.
+
+    Decodes a window that begins a little before what is new, since tokenizers join and strip at
+    the edges of what they decode.
+    """
+
+    decode: Decode
+    ids: list[int] = field(default_factory=list)
+    _start: int = 0
+    _read: int = 0
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that these tokens complete; empty while a character is incomplete."""
+        self.ids += ids
+        before = self.decode(self.ids[self._start : self._read])
+        after = self.decode(self.ids[self._start :])
+        if len(after) <= len(before) or after.endswith("\ufffd"):
+            return ""
+        self._start, self._read = self._read, len(self.ids)
+        return after[len(before) :]
+
+    def flush(self) -> str:
+        """What is left when no more tokens come, however incomplete."""
+        before = self.decode(self.ids[self._start : self._read])
+        after = self.decode(self.ids[self._start :])
+        self._start = self._read = len(self.ids)
+        return after[len(before) :]
+
+
+@dataclass(slots=True)
+class StopFilter:
+    """Holds text back while it may be the beginning of a stop string."""
+
+    stops: tuple[str, ...]
+    matched: str = ""
+    _held: str = ""
+
+    def push(self, text: str) -> str:
+        """The text that is certainly part of the output; nothing after a match."""
+        if self.matched or not self.stops:
+            return "" if self.matched else text
+        joined = self._held + text
+        found = [(joined.find(stop), stop) for stop in self.stops if stop in joined]
+        if found:
+            position, self.matched = min(found, key=lambda pair: (pair[0], -len(pair[1])))
+            self._held = ""
+            return joined[:position]
+        keep = max((_overlap(joined, stop) for stop in self.stops), default=0)
+        self._held = joined[len(joined) - keep :] if keep else ""
+        return joined[: len(joined) - keep]
+
+    def flush(self) -> str:
+        """What was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The longest end of `text` that is a beginning of `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if stop.startswith(text[len(text) - length :]):
+            return length
+    return 0
