@@ -1,0 +1,146 @@
+package gristmill
+
+import (
+	"strings"
+
+	classifierv1 "github.com/gristmill/gristmill/generated/go/gristmill/classifier/v1"
+	generatorv1 "github.com/gristmill/gristmill/generated/go/gristmill/generator/v1"
+	registryv1 "github.com/gristmill/gristmill/generated/go/gristmill/registry/v1"
+)
+
+// Each kind of call takes the options that it can honour, and the compiler
+// refuses the others, so that none is silently ignored.
+type (
+	// ClassifyOption goes with Classify and ClassifyStream.
+	ClassifyOption interface {
+		apply(*call)
+		classify()
+	}
+	// ChatOption goes with Chat and StreamChat.
+	ChatOption interface {
+		apply(*call)
+		chat()
+	}
+	// GenerateOption goes with Generate and Stream, and with Chat and StreamChat.
+	GenerateOption interface {
+		ChatOption
+		generate()
+	}
+	// ResolveOption goes with Models.Resolve.
+	ResolveOption interface {
+		apply(*call)
+		resolve()
+	}
+	// PromoteOption goes with Models.Promote.
+	PromoteOption interface {
+		apply(*call)
+		promote()
+	}
+	// CallOption goes with every call of a model.
+	CallOption interface {
+		ClassifyOption
+		GenerateOption
+	}
+	// VersionOption goes with every call of a model and with Models.Resolve.
+	VersionOption interface {
+		CallOption
+		ResolveOption
+	}
+	// AliasOption goes with all of these.
+	AliasOption interface {
+		VersionOption
+		PromoteOption
+	}
+)
+
+// WithModel names the model. Without it the only model served answers.
+func WithModel(model string) CallOption {
+	return callOption{option: func(c *call) { c.ref().Model = modelID(model) }}
+}
+
+// WithVersion asks for a version of the model. Without it and WithAlias the
+// traffic policy chooses, else the alias "live".
+func WithVersion(version uint32) VersionOption {
+	return versionOption{callOption{option: func(c *call) {
+		c.ref().Selector = &registryv1.ModelRef_Version{Version: version}
+	}}}
+}
+
+// WithAlias asks for the version that an alias points to; for Models.Promote it
+// names the alias to move.
+func WithAlias(alias string) AliasOption {
+	return aliasOption{versionOption{callOption{option: func(c *call) {
+		c.ref().Selector = &registryv1.ModelRef_Alias{Alias: alias}
+	}}}}
+}
+
+// WithPriority sets how urgent a call is: 1 (most) to 9.
+func WithPriority(priority uint32) CallOption {
+	return callOption{option: func(c *call) { c.priority = priority }}
+}
+
+// call is what the options of one call say. What no option touched stays nil,
+// which leaves it to the server's defaults.
+type call struct {
+	model      *registryv1.ModelRef
+	priority   uint32
+	options    *classifierv1.ClassifyOptions
+	params     *generatorv1.SamplingParams
+	tools      []*generatorv1.Tool
+	toolChoice *generatorv1.ToolChoice
+	etag       string
+}
+
+func newCall[O interface{ apply(*call) }](opts []O) *call {
+	c := &call{}
+	for _, opt := range opts {
+		opt.apply(c)
+	}
+	return c
+}
+
+func (c *call) ref() *registryv1.ModelRef {
+	if c.model == nil {
+		c.model = &registryv1.ModelRef{}
+	}
+	return c.model
+}
+
+type option func(*call)
+
+func (o option) apply(c *call) { o(c) }
+
+type callOption struct{ option }
+
+func (callOption) classify() {}
+func (callOption) chat()     {}
+func (callOption) generate() {}
+
+type versionOption struct{ callOption }
+
+func (versionOption) resolve() {}
+
+type aliasOption struct{ versionOption }
+
+func (aliasOption) promote() {}
+
+type classifyOption struct{ option }
+
+func (classifyOption) classify() {}
+
+type chatOption struct{ option }
+
+func (chatOption) chat() {}
+
+type generateOption struct{ option }
+
+func (generateOption) chat()     {}
+func (generateOption) generate() {}
+
+type promoteOption struct{ option }
+
+func (promoteOption) promote() {}
+
+// modelID and modelName let callers write "sentiment" and "models/sentiment".
+func modelID(model string) string   { return strings.TrimPrefix(model, "models/") }
+func modelName(model string) string { return "models/" + modelID(model) }

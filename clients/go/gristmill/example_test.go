@@ -1,0 +1,82 @@
+package gristmill_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+
+	"github.com/gristmill/gristmill/clients/go/gristmill"
+)
+
+// The suite of `make run` is at the default addresses.
+func Example() {
+	client, err := gristmill.New()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	ctx := context.Background()
+
+	predictions, err := client.Classify(ctx, gristmill.Texts("I love this.", "What a waste."), gristmill.WithModel("sentiment"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, p := range predictions {
+		if p.Err != nil { // this item failed alone
+			log.Print(p.Err)
+			continue
+		}
+		fmt.Printf("%s %.2f\n", p.Label, p.Score)
+	}
+
+	stream, err := client.StreamChat(ctx, []gristmill.Message{gristmill.User("Why is the sky blue?")},
+		gristmill.WithModel("smollm2"), gristmill.WithMaxTokens(64))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer stream.Close()
+	for text, err := range stream.Text() {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Print(text)
+	}
+	fmt.Println("\n", stream.FinishReason(), stream.Usage().CompletionTokens, "tokens")
+}
+
+// What a server refuses says why, and when to try again.
+func ExampleError() {
+	client, err := gristmill.New(gristmill.WithClassifier("classifier.internal:50052"), gristmill.WithTLS(nil))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	_, err = client.Classify(context.Background(), gristmill.Texts("Hello"))
+	var failure *gristmill.Error
+	switch {
+	case gristmill.IsOverloaded(err) && errors.As(err, &failure):
+		log.Printf("try again in %s", failure.RetryAfter)
+	case errors.As(err, &failure):
+		log.Printf("%s, see request %s in the server's log", failure.Reason, failure.RequestID)
+	}
+}
+
+// A watch goes on where it was cut, until the context ends.
+func ExampleModels_Watch() {
+	client, err := gristmill.New()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	for event, err := range client.Models().Watch(context.Background(), gristmill.WithModels("sentiment")) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		if change := event.GetChange(); change != nil {
+			fmt.Println(event.GetRevision(), change.GetName(), change.GetKind())
+		}
+	}
+}

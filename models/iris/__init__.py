@@ -1,0 +1,1 @@
+"""The iris classifier: four measurements, three species, a straight line between them."""

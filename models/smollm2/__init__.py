@@ -1,0 +1,1 @@
+"""The small language model: fetched as it is, described from its own header."""
