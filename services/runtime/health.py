@@ -63,11 +63,12 @@ class Health:
         try:
             while True:
                 changed.clear()
-                status = self._statuses.get(name, SERVICE_UNKNOWN)
+                # Read together: a drain that begins while the reader is slow is told too.
+                status, last = self._statuses.get(name, SERVICE_UNKNOWN), self._draining
                 if status != sent:
                     sent = status
                     yield status
-                if self._draining:
+                if last:
                     return
                 await changed.wait()
         finally:

@@ -7,7 +7,7 @@ import os
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import grpc
@@ -19,12 +19,15 @@ from services.runtime import logs, metrics
 from services.runtime.catalog import ArtifactEntry, Catalog, VersionEntry
 from services.runtime.errors import DataLoss, UpstreamUnavailable
 
-RETRY_S = (0.2, 5.0)
+RETRY_S = (0.1, 2.0)
 """First and longest pause between attempts to watch."""
 OPTIONS = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.max_receive_message_length", 16 * 2**20),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 Changed = Callable[[Catalog], Awaitable[None]]
 
@@ -94,9 +97,7 @@ class RegistryClient:
             blob = self._cache / "blobs" / artifact.sha256
             if not await asyncio.to_thread(_matches, blob, artifact):
                 await self._download(version, artifact, blob)
-            link = folder / artifact.path
-            if folder not in link.resolve().parents:
-                raise DataLoss(f"the registry sent a path outside the version: {artifact.path!r}")
+            link = folder / _within(artifact.path)
             link.parent.mkdir(parents=True, exist_ok=True)
             if not (link.exists() and link.samefile(blob)):
                 _replace_by_link(blob, link)
@@ -198,6 +199,14 @@ def _matches(path: Path, artifact: ArtifactEntry) -> bool:
             return hashlib.file_digest(file, "sha256").hexdigest() == artifact.sha256
     except FileNotFoundError:
         return False
+
+
+def _within(path: str) -> PurePosixPath:
+    """A path below the version's folder; the registry refuses others, and so does this side."""
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or not parts.parts or ".." in parts.parts:
+        raise DataLoss(f"the registry sent a path outside the version: {path!r}")
+    return parts
 
 
 def _replace_by_link(blob: Path, link: Path) -> None:

@@ -36,6 +36,16 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability("limits on client pings", True, False, "native answers every ping"),
     Capability("retry pushback trailer", True, False, "native refuses reserved names; RetryInfo"),
     Capability("peer() on bidi streams", True, False, "the socket to the server behind it"),
+    Capability(
+        "compressed requests are refused",
+        True,
+        False,
+        "native inflates gzip before it looks at the size: 1 MB may become 1 GB",
+    ),
+    Capability("a status for too much metadata", True, False, "native answers HTTP 431: UNKNOWN"),
+    Capability(
+        "initial metadata of a failed unary call", True, False, "native sends it with the status"
+    ),
 )
 
 
@@ -113,7 +123,7 @@ def _options(name: Name, config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", round(config.min_ping_interval_s * 1000)),
         ("grpc.http2.max_ping_strikes", 2 if config.min_ping_interval_s else 0),
         ("grpc.so_reuseport", 0),
-        # Bit 0 is "identity": compressed requests are refused, not inflated.
+        # Bit 0 is "identity": grpcio refuses compressed requests; native inflates gzip all the same.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_metadata_size", 16 * 1024),
         ("grpc.enable_channelz", 1),

