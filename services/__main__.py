@@ -196,7 +196,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services", description=__doc__)
     cache = os.environ.get("GRISTMILL_CACHE", str(Path.home() / ".cache" / "gristmill"))
     parser.add_argument("--data", type=Path, default=Path("data"), help="registry, caches, logs")
-    parser.add_argument("--cache", type=Path, default=Path(cache), help="models built from packages")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(cache), help="models built from packages"
+    )
     parser.add_argument("--registry-port", type=int, default=50051)
     parser.add_argument("--classifier-port", type=int, default=50052)
     parser.add_argument("--generator-port", type=int, default=50053)

@@ -4,6 +4,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from gristmill.classifier.v1 import classifier_service_pb2_grpc as rpc
+
 from services.classifier.classifier import Classifier, Starter
 from services.classifier.config import ClassifierConfig
 from services.classifier.oip import contract as oip
@@ -29,14 +30,11 @@ async def run(config: ClassifierConfig) -> None:
     serving: Serving[Classifier] = Serving(
         "classification", registry.fetch, starter.start, config.models, health.model
     )
+    # What the servicer lacks, the generated base answers with UNIMPLEMENTED.
+    servicer = ClassifierServicer(serving, config.default_priority)  # type: ignore[abstract]
     service = Service(
         "classifier",
-        servicers=[
-            (
-                rpc.add_ClassifierServiceServicer_to_server,
-                ClassifierServicer(serving, config.default_priority),
-            ),
-        ],
+        servicers=[(rpc.add_ClassifierServiceServicer_to_server, servicer)],
         handlers={oip.SERVICE.full_name: oip.method_handlers(NotBuilt())},
         pools=(oip.POOL,),
         on_close=[serving.close, registry.close],

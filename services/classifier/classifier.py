@@ -76,7 +76,10 @@ class Classifier:
         self._gauge = metrics.QUEUE_ITEMS.labels(manifest.name)
 
     async def classify(
-        self, items: Sequence[Item | GristmillError], asked: Asked, on_answer: OnAnswer | None = None
+        self,
+        items: Sequence[Item | GristmillError],
+        asked: Asked,
+        on_answer: OnAnswer | None = None,
     ) -> list[Answer]:
         """An answer for each item, in their order; an item that is an error already stays one."""
         if asked.choice.threshold is not None and not self.manifest.output.multi_label:
@@ -106,15 +109,17 @@ class Classifier:
     async def _encode(
         self, items: Sequence[Item | GristmillError], *, refuse_longer: bool
     ) -> list[Encoded | GristmillError]:
-        """Each item encoded, on a thread of its own pool."""
+        """Each item encoded: on a thread of its own pool, unless that would cost more."""
         good = [item for item in items if not isinstance(item, GristmillError)]
-        loop = asyncio.get_running_loop()
-        done = iter(
-            await loop.run_in_executor(
+        if self._preprocessor.is_cheap(good):
+            encoded = self._preprocessor.encode(good, refuse_longer=refuse_longer)
+        else:
+            loop = asyncio.get_running_loop()
+            encoded = await loop.run_in_executor(
                 self._threads,
                 lambda: self._preprocessor.encode(good, refuse_longer=refuse_longer),
             )
-        )
+        done = iter(encoded)
         return [item if isinstance(item, GristmillError) else next(done) for item in items]
 
     async def _run(

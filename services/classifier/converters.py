@@ -1,9 +1,9 @@
 """Messages to items and answers to messages: the only place that knows both."""
 
 import numpy as np
-
 from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2, result_pb2
 from gristmill.registry.v1 import model_pb2, signature_pb2
+
 from services.classifier.classifier import Answer, Classifier
 from services.classifier.scoring import Choice
 from services.inference.items import FeaturesItem, Item, TextItem, TextPairItem
@@ -33,9 +33,7 @@ def item_in(message: item_pb2.Item) -> Item | GristmillError:
 
 def choice_in(options: options_pb2.ClassifyOptions) -> Choice:
     """Which labels are wanted."""
-    return Choice(
-        options.top_k or 1, options.threshold if options.HasField("threshold") else None
-    )
+    return Choice(options.top_k or 1, options.threshold if options.HasField("threshold") else None)
 
 
 def result_out(answer: Answer, request_id: str) -> result_pb2.ItemResult:

@@ -10,6 +10,7 @@ from typing import Any
 from gristmill.classifier.v1 import classifier_service_pb2 as pb
 from gristmill.classifier.v1 import classifier_service_pb2_grpc as rpc
 from gristmill.classifier.v1 import options_pb2
+
 from services.classifier import converters as to
 from services.classifier.classifier import Answer, Asked, Classifier
 from services.inference.serving import Serving
@@ -46,7 +47,9 @@ class ClassifierServicer(rpc.ClassifierServiceServicer):
         with self._serving.use(to.wanted(request.model)) as loaded:
             work = asyncio.ensure_future(
                 _runner(loaded.runner).classify(
-                    items, self._asked(request), lambda index, answer: done.put_nowait((index, answer))
+                    items,
+                    self._asked(request),
+                    lambda index, answer: done.put_nowait((index, answer)),
                 )
             )
             work.add_done_callback(lambda _: done.put_nowait(None))

@@ -4,6 +4,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from gristmill.generator.v1 import generator_service_pb2_grpc as rpc
+
 from services.generator.config import GeneratorConfig
 from services.generator.generator import Generator
 from services.generator.servicer import GeneratorServicer
@@ -28,9 +29,11 @@ async def run(config: GeneratorConfig) -> None:
     serving: Serving[Generator] = Serving(
         "generation", registry.fetch, starter.start, config.models, health.model
     )
+    # What the servicer lacks, the generated base answers with UNIMPLEMENTED.
+    servicer = GeneratorServicer(serving)  # type: ignore[abstract]
     service = Service(
         "generator",
-        servicers=[(rpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(serving))],
+        servicers=[(rpc.add_GeneratorServiceServicer_to_server, servicer)],
         on_close=[serving.close, registry.close],
     )
     server = Server(config, service, health)

@@ -8,6 +8,7 @@ from gristmill.generator.v1 import (
     sampling_params_pb2,
 )
 from gristmill.registry.v1 import model_pb2
+
 from services.generator.engine import Sampling
 from services.generator.generator import Choice, Delta, Generation, Generator, Prompt
 from services.inference.serving import Loaded, Wanted
@@ -39,15 +40,32 @@ def prompt_in(message: prompt_pb2.Prompt, path: str) -> Prompt:
     if content == "tokens":
         return Prompt(ids=tuple(message.tokens.ids))
     if content == "chat":
-        if message.chat.tools or message.chat.HasField("tool_choice"):
-            raise UnsupportedField.field(f"{path}.chat.tools", "no engine here takes tools yet")
+        _refuse_tools(message.chat, ("tools", "tool_choice"), f"{path}.chat")
         return Prompt(
             messages=tuple(
-                {"role": ROLES.get(m.role, "user"), "content": m.content}
-                for m in message.chat.messages
+                _message_in(one, f"{path}.chat.messages[{i}]")
+                for i, one in enumerate(message.chat.messages)
             )
         )
     raise InvalidRequest.field(f"{path}.content", "is required")
+
+
+def _message_in(message: prompt_pb2.ChatMessage, path: str) -> dict[str, str]:
+    """One message as chat templates know them."""
+    _refuse_tools(message, ("tool_calls", "tool_call_id"), path)
+    if message.role not in ROLES:
+        raise InvalidRequest.field(f"{path}.role", f"{message.role} is not known")
+    found = {"role": ROLES[message.role], "content": message.content}
+    return {**found, "name": message.name} if message.name else found
+
+
+def _refuse_tools(
+    message: prompt_pb2.ChatPrompt | prompt_pb2.ChatMessage, names: tuple[str, ...], path: str
+) -> None:
+    given = {field.name for field, _ in message.ListFields()}
+    for name in names:
+        if name in given:
+            raise UnsupportedField.field(f"{path}.{name}", "no engine here takes tools yet")
 
 
 def sampling_in(params: sampling_params_pb2.SamplingParams, engine: str) -> Sampling:
@@ -64,6 +82,8 @@ def sampling_in(params: sampling_params_pb2.SamplingParams, engine: str) -> Samp
         raise UnsupportedField.field(
             "params.logprobs", f"{engine} gives only the chosen token's: 0"
         )
+    if params.min_p >= 1:
+        raise UnsupportedField.field("params.min_p", f"{engine} takes less than 1")
     top_k = given("top_k")
     seed = given("seed")
     return Sampling(

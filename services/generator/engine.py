@@ -53,6 +53,8 @@ class Tokenizer(Protocol):
     """The text side of a model."""
 
     eos_ids: frozenset[int]
+    vocabulary: int
+    """Every token id is below this."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text as it is."""
@@ -72,8 +74,12 @@ class Engine(Protocol):
 
     name: str
     device: str
-    tokenizer: Tokenizer
     stats: Stats
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The text side of its model."""
+        ...
 
     def submit(
         self, prompt: Sequence[int], sampling: Sampling, permit: Permit

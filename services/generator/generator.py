@@ -115,35 +115,47 @@ class Generator:
         """The longest prompt and answer together."""
         return self.manifest.limits.max_context_tokens
 
-    async def encode(self, prompt: Prompt) -> list[int]:
-        """The token ids of a prompt, the template's own included."""
+    async def encode(self, prompt: Prompt, path: str = "prompt") -> list[int]:
+        """The token ids of a prompt, the template's own included; `path` names it in errors."""
         if prompt.ids is not None:
+            self._check_ids(prompt.ids, path)
             return list(prompt.ids)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._encode, prompt)
+        return await loop.run_in_executor(self._threads, self._encode, prompt, path)
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _check_ids(self, ids: tuple[int, ...], path: str) -> None:
+        """An engine would look up a token that it does not have beyond the end of its table."""
+        size = self.engine.tokenizer.vocabulary
+        for index, token in enumerate(ids):
+            if token >= size:
+                raise InvalidRequest.field(
+                    f"{path}.tokens.ids[{index}]", f"is {token}; the vocabulary has {size} tokens"
+                )
+
+    def _encode(self, prompt: Prompt, path: str) -> list[int]:
         if prompt.messages is not None:
             try:
                 text = self.engine.tokenizer.render(prompt.messages)
             except RuntimeError as error:
                 raise InvalidRequest.field(
-                    "prompt.chat", "the model's chat template refuses it"
+                    f"{path}.chat", "the model's chat template refuses it"
                 ) from error
             return self.engine.tokenizer.encode(text)
         return self.engine.tokenizer.encode(prompt.text or "")
 
-    async def prepare(self, prompt: Prompt, asked: Asked) -> tuple[Generation, Sampling]:
+    async def prepare(
+        self, prompt: Prompt, asked: Asked, path: str = "prompt"
+    ) -> tuple[Generation, Sampling]:
         """The prompt as tokens, within the context, with what that leaves for the answer."""
         started = self._clock()
-        ids = await self.encode(prompt)
+        ids = await self.encode(prompt, path)
         generation = Generation(ids, self._clock() - started, asked.arrived)
         room = self.max_context_tokens - len(ids)
         if not ids:
-            raise InvalidRequest.field("prompt", "has no tokens")
+            raise InvalidRequest.field(path, "has no tokens")
         if room < 1 or (asked.max_tokens is not None and asked.max_tokens > room):
             raise InvalidRequest.field(
-                "params.max_tokens" if room >= 1 else "prompt",
+                "params.max_tokens" if room >= 1 else path,
                 f"{len(ids)} prompt tokens and {asked.max_tokens or 1} more do not fit "
                 f"the context of {self.max_context_tokens}",
             )
@@ -172,7 +184,12 @@ class Generator:
         tasks = [
             asyncio.create_task(
                 self._choice(
-                    choice, generation, replace(sampling, seed=seed + choice.index), asked, permit, deltas
+                    choice,
+                    generation,
+                    replace(sampling, seed=seed + choice.index),
+                    asked,
+                    permit,
+                    deltas,
                 )
             )
             for choice in generation.choices
@@ -253,6 +270,8 @@ class Generator:
             choice.finish, choice.stop_match = "stop", stops.matched
         elif tokens.finish is not None:
             choice.finish = tokens.finish
+            if tokens.finish == "stop" and ids and ids[-1] in sampling.stop_token_ids:
+                choice.stop_match = str(ids[-1])
         choice.text += fresh
         if not fresh:
             return Delta(choice.index, "", ())

@@ -12,6 +12,7 @@ from typing import Any
 from gristmill.generator.v1 import generator_service_pb2 as pb
 from gristmill.generator.v1 import generator_service_pb2_grpc as rpc
 from gristmill.generator.v1 import prompt_pb2, result_pb2
+
 from services.generator import converters as to
 from services.generator.generator import Asked, Generation, Generator
 from services.inference.serving import Serving
@@ -66,7 +67,7 @@ class GeneratorServicer(rpc.GeneratorServiceServicer):
         self, generator: Generator, prompt: prompt_pb2.Prompt, path: str, asked: Asked
     ) -> Any:
         try:
-            return await generator.prepare(to.prompt_in(prompt, path), asked)
+            return await generator.prepare(to.prompt_in(prompt, path), asked, path)
         except InvalidRequest as error:
             return error
 

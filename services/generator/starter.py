@@ -1,6 +1,5 @@
 """Makes a generator of a model folder: engine in its process, tokenizer, one token of warm-up."""
 
-import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from services.generator.config import GeneratorConfig
 from services.generator.engine import EngineSettings, Sampling
-from services.generator.engines.openvino import OpenVinoEngine, OpenVinoTokenizer
+from services.generator.engines.openvino import OpenVinoEngine
 from services.generator.generator import Generator
 from services.inference.manifest import Manifest
 from services.runtime.admission import Admission, Cost, Limits

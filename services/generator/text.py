@@ -52,7 +52,8 @@ class StopFilter:
         joined = self._held + text
         found = [(joined.find(stop), stop) for stop in self.stops if stop in joined]
         if found:
-            position, self.matched = min(found, key=lambda pair: (pair[0], -len(pair[1])))
+            # The first to be complete, then the longest: the same however the text comes in pieces.
+            position, self.matched = min(found, key=lambda at: (at[0] + len(at[1]), at[0]))
             self._held = ""
             return joined[:position]
         keep = max((_overlap(joined, stop) for stop in self.stops), default=0)

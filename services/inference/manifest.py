@@ -87,6 +87,9 @@ class Manifest(_Section):
             return cls.model_validate(yaml.safe_load(text))
         except (yaml.YAMLError, ValidationError) as error:
             raise InvalidRequest.field(FILE_NAME, str(error)) from error
+        except (ValueError, AttributeError, RecursionError) as error:
+            # What PyYAML lets through: a date that is none, nesting without end.
+            raise InvalidRequest.field(FILE_NAME, f"is no YAML: {error}") from error
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":

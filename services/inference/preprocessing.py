@@ -12,6 +12,9 @@ from services.inference.items import Array, Encoded, FeaturesItem, Item, TextIte
 from services.inference.manifest import Input, Manifest
 from services.runtime.errors import GristmillError, InvalidRequest, UnsupportedField
 
+# Handing work to a thread and back costs as much as tokenising a few sentences.
+CHEAP_CHARACTERS = 512
+
 KINDS: dict[str, type[Any]] = {
     "text": TextItem,
     "text_pair": TextPairItem,
@@ -23,6 +26,10 @@ class Preprocessor(Protocol):
     """Encodes items for one model."""
 
     fill: dict[str, int]
+
+    def is_cheap(self, items: Sequence[Item]) -> bool:
+        """Whether encoding them takes less than handing them to a thread would."""
+        ...
 
     def encode(
         self, items: Sequence[Item], *, refuse_longer: bool = False
@@ -57,6 +64,10 @@ class TextPreprocessor:
             raise InvalidRequest.field("model inputs", f"not from a tokenizer: {sorted(unknown)}")
         pad_id = self._tokenizer.token_to_id("[PAD]") or self._tokenizer.token_to_id("<pad>") or 0
         self.fill = {"input_ids": pad_id}
+
+    def is_cheap(self, items: Sequence[Item]) -> bool:
+        """A few short sentences."""
+        return sum(_characters(item) for item in items) <= CHEAP_CHARACTERS
 
     def encode(
         self, items: Sequence[Item], *, refuse_longer: bool = False
@@ -96,7 +107,11 @@ class FeaturesPreprocessor:
         self._dtype = _dtype(inputs[0])
         width = inputs[0].shape[-1]
         self._width = len(declared.names) or (width if width > 0 else 0)
-        self.fill = {}
+        self.fill: dict[str, int] = {}
+
+    def is_cheap(self, items: Sequence[Item]) -> bool:
+        """Up to a few hundred vectors: they are only checked."""
+        return len(items) <= 256
 
     def encode(
         self, items: Sequence[Item], *, refuse_longer: bool = False
@@ -120,6 +135,11 @@ def _words(item: Item) -> str | tuple[str, str]:
     if isinstance(item, TextPairItem):
         return item.first, item.second
     return item.text if isinstance(item, TextItem) else ""
+
+
+def _characters(item: Item) -> int:
+    words = _words(item)
+    return len(words) if isinstance(words, str) else len(words[0]) + len(words[1])
 
 
 def _dtype(spec: TensorSpec) -> Any:

@@ -16,7 +16,7 @@ at most `a + b x length`.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -116,7 +116,7 @@ class Scheduler:
         if not self._waiting:
             return None
         chosen, released = self._fill(free_instances)
-        if full_only and released in ("drained", "share"):
+        if full_only and not self._is_full(chosen):
             return None
         self._count_overtakes(chosen)
         self._keep(chosen)
@@ -134,9 +134,8 @@ class Scheduler:
         chosen, longest = [head], head.length
         if limit == 1:
             return chosen, self._full(limit, len(self._waiting) == 1)
-        candidates = self._candidates()
         left_over: Released = "drained"
-        for entry in candidates:
+        for entry in self._candidates(chosen):
             grown = max(longest, entry.length)
             if self.max_batch_tokens and grown * (len(chosen) + 1) > self.max_batch_tokens:
                 left_over = "tokens"
@@ -155,17 +154,27 @@ class Scheduler:
             return "size"
         return "drained" if drained else "share"
 
-    def _candidates(self) -> list[Entry]:
-        """Who may join the head, nearest in length first; ends at an item not to be overtaken."""
+    def _is_full(self, chosen: list[Entry]) -> bool:
+        """Whether not even an item that needs no padding could still join."""
+        padded = max(entry.length for entry in chosen) * (len(chosen) + 1)
+        return len(chosen) >= self.max_batch_size or 0 < self.max_batch_tokens < padded
+
+    def _candidates(self, chosen: list[Entry]) -> Iterator[Entry]:
+        """Who may join the head, nearest in length first; past an item that may not be overtaken
+        only once it is among the `chosen`, to which the caller adds as it goes.
+        """
         window = self._waiting[1 : 1 + self.max_batch_size * WINDOW_BATCHES]
+        length = chosen[0].length
         found: list[Entry] = []
         for _, entry in window:
             found.append(entry)
             if entry.overtaken >= self.max_overtakes:
-                break
-        length = self._waiting[0][1].length
-        # sorted() keeps the order of arrival among equal distances.
-        return sorted(found, key=lambda entry: abs(entry.length - length))
+                # sorted() keeps the order of arrival among equal distances.
+                yield from sorted(found, key=lambda one: abs(one.length - length))
+                if entry not in chosen:
+                    return
+                found = []
+        yield from sorted(found, key=lambda one: abs(one.length - length))
 
     def _worth(self, entry: Entry, count: int, longest: int, grown: int) -> bool:
         added = self.cost.per_token * (grown * (count + 1) - longest * count)

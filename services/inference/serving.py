@@ -297,7 +297,7 @@ class Serving(Generic[RunnerT]):
         self._settle()
 
     def _settle(self) -> None:
-        """Bring aliases, health and metrics in line with what is ready; drain what is not needed."""
+        """Bring aliases, health and metrics in line with what is ready; drain the rest."""
         wanted = self._catalog.wanted(self._task, self._only)
         for model, entry in wanted.items():
             mine = self._aliases.setdefault(model, {})
@@ -349,7 +349,7 @@ class Serving(Generic[RunnerT]):
             self.synced.set()
 
     def _spawn(self, work: Awaitable[None]) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[assignment]
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -357,4 +357,3 @@ class Serving(Generic[RunnerT]):
 def _said(error: Exception) -> str:
     """What may be told of a failed load: our own words, else only the kind of error."""
     return error.message if isinstance(error, GristmillError) else type(error).__name__
-

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from gristmill.registry.v1 import registry_service_pb2 as pb
+
 from services.registry import converters as to
 from services.registry.blobs import Blobs, Upload
 from services.registry.models import Models

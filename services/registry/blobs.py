@@ -9,9 +9,11 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+from weakref import WeakValueDictionary
 
 from services.runtime import metrics
 from services.runtime.errors import (
@@ -35,6 +37,7 @@ class Blobs:
         self._uploads = root / "uploads"
         self.fsync_every_bytes = fsync_every_bytes
         self._writers: dict[str, Upload] = {}
+        self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         for folder in (self._blobs, self._uploads):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (root, root.parent):
@@ -49,20 +52,21 @@ class Blobs:
 
     async def open_upload(self, digest: str, size_bytes: int) -> "Upload":
         """Go on with an upload; one that is open for the same bytes is superseded."""
-        if before := self._writers.pop(digest, None):
-            await before.supersede()
         part = self._uploads / _checked(digest)
-        upload = Upload(self, part, digest, size_bytes)
-        self._writers[digest] = upload
-        await asyncio.to_thread(upload.open)
+        async with self._opening.setdefault(digest, asyncio.Lock()):
+            if before := self._writers.get(digest):
+                await before.supersede()
+            upload = Upload(self, part, digest, size_bytes)
+            await upload.open()
+            self._writers[digest] = upload
         return upload
 
     def finish(self, part: Path, digest: str) -> None:
         """Give a checked, durable upload its final name."""
         target = self._path(digest)
-        if not target.parent.is_dir():
-            target.parent.mkdir(exist_ok=True)
-            _sync_folder(self._blobs)
+        target.parent.mkdir(exist_ok=True)
+        # Whoever made the folder may have died before its name was durable.
+        _sync_folder(self._blobs)
         part.rename(target)
         _sync_folder(target.parent)
 
@@ -113,14 +117,13 @@ class Upload:
         self._written = 0
         self.durable_bytes = 0
 
-    def open(self) -> None:
+    async def open(self) -> None:
         """Open the part; what an earlier attempt left counts once it is durable."""
-        self._file = self._part.open("ab")
-        _sync_folder(self._part.parent)
-        if self._file.tell() > self._size:
-            self._file.truncate(0)
-        self._written = self._file.tell()
-        self._sync()
+        try:
+            await _to_the_end(self._open)
+        except BaseException:
+            await self.close()
+            raise
 
     async def write(self, offset: int, data: bytes) -> bool:
         """Append; True when this made more of it durable."""
@@ -133,7 +136,7 @@ class Upload:
                     "chunk.data", f"goes past the declared {self._size} bytes"
                 )
             due = self._written + len(data) - self.durable_bytes >= self._store.fsync_every_bytes
-            await asyncio.to_thread(self._append, file, data, sync=due)
+            await _to_the_end(lambda: self._append(file, data, sync=due))
             return due
 
     @property
@@ -145,15 +148,15 @@ class Upload:
         """Check the digest, make the bytes durable under their final name."""
         async with self._lock:
             self._open_file()
-            await asyncio.to_thread(self._complete)
+            await _to_the_end(self._complete)
         self._store.forget(self)
 
     async def close(self) -> None:
         """Keep what came for a later attempt."""
         async with self._lock:
-            if self._file is not None:
-                await asyncio.to_thread(self._file.close)
-                self._file = None
+            file, self._file = self._file, None
+            if file is not None:
+                await _to_the_end(file.close)
         self._store.forget(self)
 
     async def supersede(self) -> None:
@@ -165,6 +168,15 @@ class Upload:
             raise Conflict("another call goes on with this upload")
         return self._file
 
+    def _open(self) -> None:
+        self._file = self._part.open("ab")
+        _sync_folder(self._part.parent)
+        if self._file.tell() > self._size:
+            self._file.truncate(0)
+            self._file.seek(0)
+        self._written = self._file.tell()
+        self._sync()
+
     def _append(self, file: BinaryIO, data: bytes, *, sync: bool) -> None:
         file.write(data)
         self._written += len(data)
@@ -173,8 +185,16 @@ class Upload:
 
     def _sync(self) -> None:
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError:
+                # The next fsync would report success for pages that this one lost.
+                with suppress(OSError):
+                    self._file.close()
+                self._file = None
+                os.truncate(self._part, self.durable_bytes)
+                raise
             metrics.UPLOADED.inc(self._written - self.durable_bytes)
             self.durable_bytes = self._written
 
@@ -193,6 +213,16 @@ class Upload:
                 metadata={"declared": self.digest, "received": found},
             )
         self._store.finish(self._part, self.digest)
+
+
+async def _to_the_end(work: Callable[[], None]) -> None:
+    """Run `work` in a thread, to its end even when cancelled: the lock is held as long."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.gather(running, return_exceptions=True)
+        raise
 
 
 async def _chunks(

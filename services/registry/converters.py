@@ -3,7 +3,6 @@
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
-
 from gristmill.registry.v1 import (
     alias_pb2,
     artifact_pb2,
@@ -11,6 +10,7 @@ from gristmill.registry.v1 import (
     model_pb2,
     signature_pb2,
 )
+
 from services.registry.blobs import Blobs
 from services.registry.resources import (
     AliasRecord,

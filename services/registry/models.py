@@ -32,7 +32,7 @@ from services.registry.store import (
     holders,
 )
 from services.registry.validation import validate
-from services.runtime.errors import AlreadyExists, FailedPrecondition, InvalidRequest
+from services.runtime.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound
 
 
 class Models:
@@ -70,7 +70,7 @@ class Models:
     async def _refuse_existing(self, write: Write, model: str) -> None:
         try:
             await get_model(write.connection, model)
-        except resources.NotFound:
+        except NotFound:
             return
         raise AlreadyExists(f"model {model!r} exists", resource=("model", f"models/{model}"))
 
@@ -141,9 +141,7 @@ class Models:
         version = await self._store.version(*version_key(name))
         if version.state not in ("uploading", "validating"):
             return version
-        missing = [
-            a.path for a in version.artifacts if not self._blobs.has(a.sha256, a.size_bytes)
-        ]
+        missing = [a.path for a in version.artifacts if not self._blobs.has(a.sha256, a.size_bytes)]
         if missing:
             raise FailedPrecondition(f"not uploaded yet: {', '.join(missing[:5])}")
         task = (await self._store.model(version.model)).task

@@ -15,6 +15,7 @@ from services.registry import converters
 from services.registry.resources import VersionRecord
 from services.registry.store import Store
 from services.runtime.errors import OPERATION_NOT_FOUND, NotFound
+from services.runtime.interceptors import Handler
 
 _NAME = re.compile(r"operations/finalize\.([A-Za-z0-9][A-Za-z0-9._-]{0,127})\.([1-9][0-9]{0,9})")
 
@@ -52,7 +53,7 @@ class OperationsServicer:
         raise NotImplementedError
 
 
-def handlers(store: Store) -> dict[str, grpc.RpcMethodHandler]:
+def handlers(store: Store) -> dict[str, Handler]:
     """The method handlers of google.longrunning.Operations.
 
     The package's own add-to-server function is older than registered methods.

@@ -21,7 +21,8 @@ def after(token: str) -> str:
     if not token:
         return ""
     try:
-        return base64.urlsafe_b64decode(token.encode("ascii")).decode("utf-8")
+        # Strict: what lies outside the alphabet would be dropped, and the list begin anew.
+        return base64.b64decode(token.encode("ascii"), b"-_", validate=True).decode("utf-8")
     except (binascii.Error, UnicodeError):
         raise InvalidRequest.field("page_token", "is not one that this server gave") from None
 

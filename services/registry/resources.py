@@ -37,7 +37,10 @@ _ALIAS = re.compile(rf"models/({_ID})/aliases/({_ID})")
 class Record(BaseModel):
     """A resource as it is stored: immutable, JSON both ways."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # A metric may be NaN or infinite; as null it could not be read again.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="strings"
+    )
 
 
 class ModelRecord(Record):
@@ -265,9 +268,7 @@ def check_gates(
         )
 
 
-def _unmet(
-    gate: GateRecord, candidate: VersionRecord, holder: VersionRecord | None
-) -> str | None:
+def _unmet(gate: GateRecord, candidate: VersionRecord, holder: VersionRecord | None) -> str | None:
     limit = gate.value
     if gate.holder_plus is not None:
         if holder is None:

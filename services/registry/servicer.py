@@ -9,9 +9,9 @@ from typing import Any
 from google.longrunning import operations_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
-
 from gristmill.registry.v1 import registry_service_pb2 as pb
 from gristmill.registry.v1 import registry_service_pb2_grpc as rpc
+
 from services.registry import converters as to
 from services.registry import paging, resources
 from services.registry.artifacts import ArtifactCalls

@@ -122,7 +122,9 @@ class Store:
                 return await get_version(connection, model, version), "version"
             await get_model(connection, model)
             holder = await get_alias(connection, model, alias or resources.LIVE)
-            return await get_version(connection, model, holder.version), "alias" if alias else "live"
+            return await get_version(
+                connection, model, holder.version
+            ), "alias" if alias else "live"
 
     async def revision(self) -> int:
         """The newest revision; 0 before the first change."""
@@ -157,9 +159,7 @@ class Store:
             found += await _all(connection, ALIASES, AliasRecord)
         return Snapshot(revision, found)
 
-    async def _bodies(
-        self, cls: type[ResourceT], query: Select[tuple[str]]
-    ) -> list[ResourceT]:
+    async def _bodies(self, cls: type[ResourceT], query: Select[str]) -> list[ResourceT]:
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).scalars()
             return [cls.model_validate_json(body) for body in rows]
@@ -252,7 +252,7 @@ class Write:
                 request_id=self.author.call_id,
             )
         )
-        self._revision = int(result.inserted_primary_key[0])
+        self._revision = int((result.inserted_primary_key or (0,))[0])
         if self.author.request_id and not await self.repeated():
             await self.connection.execute(
                 insert(REQUESTS).values(
@@ -343,7 +343,10 @@ async def _revision(connection: AsyncConnection) -> int:
 def _row(resource: Resource) -> tuple[Table, dict[str, object], dict[str, object]]:
     """Table, key and columns of a resource."""
     if isinstance(resource, ModelRecord):
-        columns = {"task": resource.task, "latest_version": resource.latest_version}
+        columns: dict[str, object] = {
+            "task": resource.task,
+            "latest_version": resource.latest_version,
+        }
         return MODELS, {"model": resource.id}, columns
     if isinstance(resource, VersionRecord):
         key = {"model": resource.model, "version": resource.version}
@@ -373,4 +376,3 @@ def _change(row: object) -> ChangeRecord:
         after=cls.model_validate_json(values["after"]) if values["after"] else None,
         request_id=values["request_id"],
     )
-

@@ -1,4 +1,4 @@
-"""The tables. Each resource is one row: what is looked up by stands in columns, the rest in JSON."""
+"""The tables. Each resource is a row: what is looked up by stands in columns, the rest in JSON."""
 
 from sqlalchemy import BigInteger, Column, DateTime, Index, Integer, MetaData, String, Table, Text
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from google.protobuf import duration_pb2, message
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-
+from google.protobuf.descriptor import FieldDescriptor
 from gristmill.bounds.v1 import bounds_pb2
+
 from services.runtime.errors import InvalidRequest, Violation
 
 Check = Callable[[Any, str, list[Violation]], None]
@@ -54,7 +54,7 @@ class Bounds:
                 violations=found[:MAX_VIOLATIONS],
             )
 
-    def _compiled(self, descriptor: Descriptor) -> list[Check]:
+    def _compiled(self, descriptor: Any) -> list[Check]:
         name = descriptor.full_name
         if name not in self._checks:
             # A type inside itself refers to this list, which is filled by the time it is read.
@@ -64,7 +64,7 @@ class Bounds:
             self._compiling.remove(name)
         return self._checks[name]
 
-    def _field(self, field: FieldDescriptor) -> list[Check]:
+    def _field(self, field: Any) -> list[Check]:
         bounds = field.GetOptions().Extensions[bounds_pb2.field]
         found: list[Check] = []
         if bounds.required:
@@ -77,7 +77,7 @@ class Bounds:
             found.append(_apply(field, check) if value is field else _each_entry(field, check))
         return found
 
-    def _nested(self, field: FieldDescriptor) -> Check | None:
+    def _nested(self, field: Any) -> Check | None:
         if field.type != _MESSAGE or _leaf(field.message_type):
             return None
         nested = self._compiled(field.message_type)
@@ -85,11 +85,11 @@ class Bounds:
         return _all_of(nested) if nested or open_still else None
 
 
-def _leaf(descriptor: Descriptor) -> bool:
-    return descriptor.full_name.startswith("google.")
+def _leaf(descriptor: Any) -> bool:
+    return bool(descriptor.full_name.startswith("google."))
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def _is_map(field: Any) -> bool:
     return field.type == _MESSAGE and bool(field.message_type.GetOptions().map_entry)
 
 
@@ -162,7 +162,7 @@ def _each_entry(field: FieldDescriptor, check: Check) -> Check:
     return run
 
 
-def _value_check(field: FieldDescriptor, bounds: bounds_pb2.Bounds) -> Check | None:
+def _value_check(field: Any, bounds: bounds_pb2.Bounds) -> Check | None:
     if field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES):
         return _text_check(bounds)
     if field.cpp_type in _NUMBERS or (

@@ -11,6 +11,7 @@ import grpc
 
 from services.runtime import standard
 from services.runtime.errors import MODEL_NOT_LOADED, Draining, NotFound
+from services.runtime.interceptors import Handler
 
 UNKNOWN, SERVING, NOT_SERVING, SERVICE_UNKNOWN = 0, 1, 2, 3
 
@@ -106,7 +107,7 @@ class HealthServicer:
         return response
 
 
-def handlers(health: Health) -> dict[str, grpc.RpcMethodHandler]:
+def handlers(health: Health) -> dict[str, Handler]:
     """The method handlers of grpc.health.v1.Health."""
     servicer = HealthServicer(health)
     out = standard.HealthCheckResponse.SerializeToString

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -32,6 +32,7 @@ from services.runtime.errors import Draining, GristmillError, InvalidRequest, No
 from services.runtime.tracing import Tracing
 
 Behaviour = Callable[..., Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Decode = Callable[[bytes], Any]
 REQUEST_ID = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
@@ -77,7 +78,7 @@ class Interceptor:
         self.in_flight = 0
         self.draining = False
 
-    def wrap(self, method: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    def wrap(self, method: str, handler: Handler) -> Handler:
         """The handler of `method` with the edge around it."""
         kind, behaviour = _behaviour(handler)
         started = metrics.CALLS_STARTED.labels(method)
@@ -89,7 +90,7 @@ class Interceptor:
         )
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         # No deserializer: each transport has its own answer to bytes that are no message.
-        made: grpc.RpcMethodHandler = make(wrapped, None, handler.response_serializer)
+        made: Handler = make(wrapped, None, handler.response_serializer)
         return made
 
     async def wait_idle(self, grace_s: float) -> bool:
@@ -103,9 +104,7 @@ class Interceptor:
             return False
         return True
 
-    def _unary(
-        self, method: str, behaviour: Behaviour, decode: Decode, started: Any
-    ) -> Behaviour:
+    def _unary(self, method: str, behaviour: Behaviour, decode: Decode, started: Any) -> Behaviour:
         async def unary(request: Any, context: Any) -> Any:
             opened = self._enter(method, started)
             try:
@@ -147,9 +146,7 @@ class Interceptor:
         self._bounds.check(message)
         return message
 
-    async def _messages(
-        self, requests: AsyncIterator[bytes], decode: Decode
-    ) -> AsyncIterator[Any]:
+    async def _messages(self, requests: AsyncIterator[bytes], decode: Decode) -> AsyncIterator[Any]:
         async for request in requests:
             yield self._message(request, decode)
 
@@ -161,7 +158,7 @@ class Interceptor:
 
     def _admit(self, opened: _Open, context: Any) -> None:
         """Establish who calls, until when, under which id; refuse what must not pass."""
-        sent = {key: value for key, value in context.invocation_metadata() or ()}
+        sent = dict(context.invocation_metadata() or ())
         given = sent.get(REQUEST_ID, "")
         opened.request_id = (
             given if _REQUEST_ID.fullmatch(given) else f"{self._prefix}-{next(self._count):x}"
@@ -258,7 +255,7 @@ class Interceptor:
             self._log.info("call", **fields)
 
 
-def _behaviour(handler: grpc.RpcMethodHandler) -> tuple[str, Behaviour]:
+def _behaviour(handler: Handler) -> tuple[str, Behaviour]:
     for kind in ("unary_unary", "unary_stream", "stream_stream", "stream_unary"):
         behaviour = getattr(handler, kind)
         if behaviour is not None:
@@ -266,13 +263,13 @@ def _behaviour(handler: grpc.RpcMethodHandler) -> tuple[str, Behaviour]:
     raise TypeError(f"a handler without behaviour: {handler}")
 
 
-class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types for it
+class _Methods(grpc.GenericRpcHandler):
     """All methods by path: what grpc.aio dispatches from."""
 
     def __init__(self) -> None:
-        self.by_path: dict[str, grpc.RpcMethodHandler] = {}
+        self.by_path: dict[str, Handler] = {}
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, details: grpc.HandlerCallDetails) -> "Handler | None":
         return self.by_path.get(details.method)
 
 
@@ -289,9 +286,7 @@ class Registrar:
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Generated code adds each method twice; the registered form is the one that is used."""
 
-    def add_registered_method_handlers(
-        self, service: str, handlers: dict[str, grpc.RpcMethodHandler]
-    ) -> None:
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Handler]) -> None:
         """Wrap and pass on the handlers of one service."""
         wrapped = {
             name: self._interceptor.wrap(f"/{service}/{name}", handler)

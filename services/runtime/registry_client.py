@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import grpc
-
 from gristmill.registry.v1 import history_pb2, model_pb2
 from gristmill.registry.v1 import registry_service_pb2 as pb
 from gristmill.registry.v1 import registry_service_pb2_grpc as rpc
+
 from services.runtime import logs, metrics
 from services.runtime.catalog import ArtifactEntry, Catalog, VersionEntry
 from services.runtime.errors import DataLoss, UpstreamUnavailable
@@ -182,7 +182,8 @@ def _forget(catalog: Catalog, resource: history_pb2.Resource) -> None:
         model, version = _ids(resource.version.name)
         catalog.set_version(VersionEntry(model, int(version), "", ()), servable=False)
     elif kind == "alias":
-        catalog.set_alias(*_ids(resource.alias.name), None)
+        model, alias = _ids(resource.alias.name)
+        catalog.set_alias(model, alias, None)
 
 
 def _ids(name: str) -> list[str]:

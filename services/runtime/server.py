@@ -15,12 +15,12 @@ from typing import Any
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from services.runtime import logs, metrics, standard, transports
 from services.runtime import health as health_service
+from services.runtime import logs, metrics, standard, transports
 from services.runtime.auth import Authenticator, TokenFile
 from services.runtime.config import ServerConfig
 from services.runtime.health import Health
-from services.runtime.interceptors import Interceptor, Registrar
+from services.runtime.interceptors import Handler, Interceptor, Registrar
 from services.runtime.tracing import Tracing
 
 VERSION = "0.1.0.dev0"
@@ -35,7 +35,7 @@ class Service:
 
     name: str
     servicers: list[tuple[AddServicer, Any]] = field(default_factory=list)
-    handlers: dict[str, dict[str, grpc.RpcMethodHandler]] = field(default_factory=dict)
+    handlers: dict[str, dict[str, Handler]] = field(default_factory=dict)
     """Handlers of services without generated `add_..._to_server` code, by service name."""
     pools: tuple[Any, ...] = ()
     """Descriptor pools that reflection looks in before the default one."""
@@ -115,6 +115,8 @@ class Server:
         if not finished:
             self._log.warning("drain grace over", in_flight=self.interceptor.in_flight)
         await self._grpc.stop(CLOSE_GRACE_S)
+        # grpcio returns before the handlers that it cancelled have let go of their backends.
+        await self.interceptor.wait_idle(CLOSE_GRACE_S)
         for close in self._service.on_close:
             await close()
         self._tracing.flush()
@@ -143,7 +145,7 @@ def _signalled(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
     return stop
 
 
-def _reflection_handlers(servicer: Any) -> dict[str, grpc.RpcMethodHandler]:
+def _reflection_handlers(servicer: Any) -> dict[str, Handler]:
     return {
         "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
             servicer.ServerReflectionInfo,

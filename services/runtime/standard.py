@@ -115,7 +115,15 @@ class Pools:
 
     def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802
         """The file that defines the symbol in the first pool that has it."""
-        found: FileDescriptor = self._first("FindFileContainingSymbol", symbol)
+        # Pools know no methods, and reflection must: what defines one is the file of its service.
+        service, _, method = symbol.rpartition(".")
+        try:
+            found: FileDescriptor = self._first("FindFileContainingSymbol", symbol)
+        except KeyError:
+            owner = self._first("FindServiceByName", service)
+            if method not in owner.methods_by_name:
+                raise
+            found = owner.file
         return found
 
     def FindMessageTypeByName(self, name: str) -> Any:  # noqa: N802

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from services.runtime import errors
@@ -74,23 +75,14 @@ def to_status(error: BaseException, request_id: str = "") -> status_pb2.Status:
     return status
 
 
-def _packed(message: "any_pb2.Any | Detail") -> any_pb2.Any:
+def _packed(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed
 
 
-Detail = (
-    error_details_pb2.ErrorInfo
-    | error_details_pb2.BadRequest
-    | error_details_pb2.PreconditionFailure
-    | error_details_pb2.ResourceInfo
-    | error_details_pb2.RetryInfo
-)
-
-
-def _details(error: errors.GristmillError, code: grpc.StatusCode) -> list[Detail]:
-    found: list[Detail] = []
+def _details(error: errors.GristmillError, code: grpc.StatusCode) -> list[Message]:
+    found: list[Message] = []
     if error.violations and code is Code.INVALID_ARGUMENT:
         found.append(
             error_details_pb2.BadRequest(

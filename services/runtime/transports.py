@@ -42,10 +42,8 @@ CAPABILITIES: tuple[Capability, ...] = (
         False,
         "native inflates gzip before it looks at the size: 1 MB may become 1 GB",
     ),
-    Capability("a status for too much metadata", True, False, "native answers HTTP 431: UNKNOWN"),
-    Capability(
-        "initial metadata of a failed unary call", True, False, "native sends it with the status"
-    ),
+    Capability("a status for too much metadata", True, False, "native answers HTTP 431 or closes"),
+    Capability("initial metadata of a failed unary call", True, False, "native drops it"),
 )
 
 

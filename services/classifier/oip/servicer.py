@@ -1,4 +1,4 @@
-"""Answers every RPC of the Open Inference Protocol with UNIMPLEMENTED: the contract, not yet built."""
+"""Answers every RPC of the Open Inference Protocol with UNIMPLEMENTED, until it is built."""
 
 from collections.abc import AsyncIterator
 from typing import Any

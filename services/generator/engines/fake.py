@@ -14,6 +14,7 @@ class FakeTokenizer:
     """A token is a character; 0 ends."""
 
     eos_ids = frozenset({0})
+    vocabulary = 0x110000
 
     def encode(self, text: str) -> list[int]:
         """Code points."""

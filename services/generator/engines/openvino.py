@@ -36,6 +36,7 @@ class OpenVinoTokenizer:
 
         self._tokenizer = genai.Tokenizer(str(model))
         self.eos_ids = frozenset({int(self._tokenizer.get_eos_token_id())})
+        self.vocabulary = max(self._tokenizer.get_vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text as it is."""
@@ -216,4 +217,3 @@ class OpenVinoEngine:
         finish: Finish | None = tokens.finish if isinstance(tokens, Tokens) else "stop"
         stream.done = finish is not None
         stream.tokens.put_nowait(tokens)
-

@@ -33,8 +33,11 @@ class FakeBackend:
 
     name = "fake"
     device = "cpu"
-    inputs = (TensorSpec("features", "FP32", (-1, -1)),)
-    outputs = (TensorSpec("echo", "FP64", (-1,)), TensorSpec("probabilities", "FP64", (-1, 2)))
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("features", "FP32", (-1, -1)),)
+    outputs: tuple[TensorSpec, ...] = (
+        TensorSpec("echo", "FP64", (-1,)),
+        TensorSpec("probabilities", "FP64", (-1, 2)),
+    )
 
     def __init__(self, before: Hook | None = None) -> None:
         self._before = before
