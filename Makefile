@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 TOOLS := .tools/bin
 GOOGLE := .cache/googleapis/google
-PROTOS = $$(cd protos && find gristmill -name '*.proto' | sort)
-SERVICE_PROTOS = $$(cd protos && find gristmill -name '*_service.proto' | sort)
+PROTOS = $$(cd protos && find gristmill -name '*.proto' | LC_ALL=C sort)
+SERVICE_PROTOS = $$(cd protos && find gristmill -name '*_service.proto' | LC_ALL=C sort)
 OIP := services/classifier/oip/generated
 PROTOC = PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(TOOLS):$$PATH" $(PY) -m grpc_tools.protoc
 GO_MODULE := github.com/gristmill/gristmill
@@ -55,6 +55,7 @@ generate: $(VENV)/.dev $(TOOLS)/.done .cache/googleapis/.done ## Rebuild all gen
 	$(PROTOC) -Iprotos -I.cache/googleapis --go_out=. --go_opt=module=$(GO_MODULE) --go-grpc_out=. --go-grpc_opt=module=$(GO_MODULE) $(PROTOS)
 	$(PROTOC) -Iprotos --include_imports --descriptor_set_out=$(OIP)/descriptors.binpb --mypy_grpc_out=quiet:$(OIP) inference/grpc_service.proto
 	$(PROTOC) -Iprotos --mypy_out=quiet:$(OIP) inference/grpc_service.proto inference/model_config.proto
+	$(PROTOC) -Iprotos -I.cache/googleapis --include_source_info --descriptor_set_out=gateway/contract.binpb $(PROTOS)
 
 check-generated: ## Fail when the committed generated code is stale
 	$(MAKE) generate

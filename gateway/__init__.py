@@ -1,0 +1,1 @@
+"""The HTTP edge: REST read off the contract, health, and the documents. Loads no model."""

@@ -1,0 +1,103 @@
+"""Puts the gateway together: table, channels, routes, documents. Opens no port."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway import contract, docs, guard, health, openapi
+from gateway.bodies import BodyBudget
+from gateway.caller import Delegation
+from gateway.calls import Calls
+from gateway.config import GatewayConfig, listed
+from gateway.contract import Method, Mounted
+from gateway.edge import Edge, EdgeParts
+from gateway.errors import RefusalError
+from gateway.inhand import InHand
+from gateway.routing import RouteTable
+from gateway.transcode import Limits, Transcoder
+from gateway.upstream import connect
+from services.runtime.auth import Authenticator, TokenFile
+from services.runtime.errors import NotImplementedYet
+from services.runtime.tracing import Tracing
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """The application and what its lifecycle needs."""
+
+    app: FastAPI
+    table: RouteTable[Method]
+    in_hand: InHand
+    calls: Calls
+
+    def drain(self) -> None:
+        """Refuse new work; end the streams that would never end."""
+        self.in_hand.draining = True
+        self.calls.drain()
+
+
+def table_of(mounted: Sequence[Mounted] = contract.MOUNTED) -> RouteTable[Method]:
+    """The table of every annotated method; ValueError where two want the same requests."""
+    return RouteTable(route for service in mounted for route in contract.routes(service))
+
+
+def build(config: GatewayConfig) -> Gateway:
+    """The gateway of a configuration; ValueError says what is wrong with it."""
+    tokens = TokenFile.read(config.token_file) if config.token_file else None
+    table = table_of()
+    calls = Calls(
+        connect(config), Tracing("gateway", config.otlp_endpoint, config.trace_sample_ratio)
+    )
+    in_hand = InHand(config.max_concurrent_requests)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.add_middleware(
+        Edge,
+        parts=EdgeParts(
+            guard.guard(
+                listed(config.allowed_origins),
+                listed(config.allowed_hosts),
+                tokens=tokens is not None,
+            ),
+            in_hand,
+            BodyBudget(config.max_buffered_bytes),
+            config.max_body_bytes,
+            config.log_sample_every,
+        ),
+    )
+    for kind in (HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _refuse)
+    app.include_router(
+        health.router(health.Readiness(calls.upstreams, in_hand, config.probe_timeout_s))
+    )
+    app.include_router(docs.router(openapi.document(table, guarded=tokens is not None)))
+    # Before the few fixed routes, since nearly every request is for it.
+    app.router.routes.insert(
+        0,
+        Transcoder(
+            table,
+            calls,
+            Authenticator(tokens),
+            Delegation(config.own_token()),
+            Limits(
+                config.default_timeout_s,
+                config.default_stream_timeout_s,
+                config.max_json_depth,
+                config.ping_interval_s,
+            ),
+        ),
+    )
+    return Gateway(app, table, in_hand, calls)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """What Starlette and FastAPI refuse themselves, in our shape: the edge writes it."""
+    if isinstance(error, HTTPException):
+        if error.status_code == 501:
+            raise NotImplementedYet(error.detail) from None
+        raise RefusalError(error.status_code, headers=error.headers) from None
+    raise RefusalError(400) from None

@@ -1,0 +1,81 @@
+"""The settings of the gateway."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from services.runtime.config import ServerConfig
+
+
+class GatewayConfig(ServerConfig):
+    """What the gateway can be told; those of `ServerConfig` about gRPC connections do nothing."""
+
+    model_config = SettingsConfigDict(env_prefix="GRISTMILL_GATEWAY_")
+
+    port: int = Field(default=8080, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    admin_port: int = Field(default=9154, ge=-1, le=65535)
+    """Port for /metrics (HTTP); 0 takes a free one, -1 opens none."""
+
+    registry: str = Field(default="localhost:50051", min_length=1)
+    """Addresses of the registry, host:port, comma separated."""
+    classifier: str = Field(default="localhost:50052", min_length=1)
+    """Addresses of the classifier, host:port, comma separated."""
+    generator: str = Field(default="localhost:50053", min_length=1)
+    """Addresses of the generator, host:port, comma separated."""
+    upstream_ca: Path | None = None
+    """PEM certificates that sign the services; set, they are called over TLS."""
+    upstream_token_file: Path | None = None
+    """File with the gateway's own token, whose scopes include `delegate`; unset, callers' tokens
+    are passed on."""
+    upstream_token: SecretStr = SecretStr("")
+    """The same as a value, meant for the environment: a flag can be seen by others."""
+
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024, le=2**31 - 1)
+    """Largest request body taken."""
+    max_buffered_bytes: int = Field(default=256 * 2**20, ge=1024)
+    """Request bodies held at once, over all requests; more are refused with QUEUE_FULL."""
+    max_concurrent_requests: int = Field(default=2000, ge=1)
+    """Requests in hand at once; more are refused with QUEUE_FULL."""
+    max_json_depth: int = Field(default=100, ge=1, le=200)
+    """Deepest nesting of arrays and objects taken."""
+    default_stream_timeout_s: float = Field(default=3600.0, gt=0)
+    """Deadline of a stream that brings none."""
+    ping_interval_s: float = Field(default=15.0, gt=0)
+    """A stream silent this long gets a comment, so that proxies keep it open."""
+    probe_timeout_s: float = Field(default=2.0, gt=0)
+    """Time that a service has to answer a readiness check."""
+
+    allowed_origins: str = ""
+    """Origins of other sites whose pages may call, such as https://ui.example, comma separated."""
+    allowed_hosts: str = ""
+    """Names by which this gateway is called, comma separated. Without a token_file any other name
+    than localhost and IP addresses is refused (DNS rebinding); set, they are checked always."""
+
+    @model_validator(mode="after")
+    def _check_gateway(self) -> "GatewayConfig":
+        if self.upstream_token_file and self.upstream_token.get_secret_value():
+            raise ValueError("upstream_token and upstream_token_file exclude each other")
+        if self.max_buffered_bytes < self.max_body_bytes:
+            raise ValueError("max_buffered_bytes is less than max_body_bytes")
+        return self
+
+    def own_token(self) -> str:
+        """The gateway's own token, or "" where it has none; ValueError for an unusable one."""
+        token = self.upstream_token.get_secret_value()
+        if self.upstream_token_file:
+            try:
+                token = self.upstream_token_file.read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise ValueError(f"upstream_token_file: {error.strerror}") from error
+            if not token:
+                raise ValueError("upstream_token_file is empty")
+        if not token.isascii() or (token and not token.isprintable()):
+            raise ValueError("the upstream token has characters that no header can carry")
+        return token
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated setting."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,76 @@
+"""Writes answers to an ASGI `send`: one message, a stream of them, an error. Knows no method."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from google.protobuf.message import Message
+from starlette.types import Send
+
+from gateway import wire
+from gateway.errors import Answer
+from gateway.streams import Framing, Silence
+
+JSON = "application/json"
+
+
+async def reply(send: Send, body: bytes) -> None:
+    """A message as a whole answer."""
+    await send(_start(200, {"content-type": JSON, "content-length": str(len(body))}))
+    await send({"type": "http.response.body", "body": body})
+
+
+async def reply_empty(send: Send) -> None:
+    """An answer with headers only."""
+    await send(_start(204, {}))
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def reply_error(send: Send, answer: Answer) -> None:
+    """An error as a whole answer."""
+    body = answer.encoded()
+    fields = {"content-type": JSON, "content-length": str(len(body)), **answer.headers}
+    await send(_start(answer.http, fields))
+    await send({"type": "http.response.body", "body": body})
+
+
+async def reply_stream(
+    send: Send,
+    items: AsyncGenerator[Message | Silence, None],
+    framing: Framing,
+    error_of: Callable[[Exception], Answer],
+) -> None:
+    """A stream. What fails before its first bytes is raised, so that it becomes a status.
+
+    Silence begins the stream too: a caller of something that seldom happens should know that it
+    was let in.
+    """
+    started = False
+    try:
+        async with aclosing(items):
+            async for item in items:
+                if isinstance(item, Silence):
+                    data = framing.silence()
+                else:
+                    data = framing.message(await wire.encoded(item))
+                if not started:
+                    started = True
+                    await send(_start(200, _stream_headers(framing)))
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+    except Exception as error:
+        if not started:
+            raise
+        last = framing.error(error_of(error).encoded())
+        await send({"type": "http.response.body", "body": last, "more_body": True})
+    if not started:
+        await send(_start(200, _stream_headers(framing)))
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _stream_headers(framing: Framing) -> dict[str, str]:
+    # Proxies that hold a stream back until it ends make it useless.
+    return {"content-type": framing.media_type, "x-accel-buffering": "no"}
+
+
+def _start(status: int, headers: dict[str, str]) -> dict[str, object]:
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    return {"type": "http.response.start", "status": status, "headers": raw}

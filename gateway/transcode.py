@@ -1,0 +1,157 @@
+"""The generic transcoder: every annotated method as an HTTP route. Knows no service by name.
+
+unary              JSON in, JSON out
+server-streaming   Server-Sent Events, or one JSON object a line where Accept asks for it;
+                   an error before the first message is a plain HTTP status
+client-streaming   501 NOT_IMPLEMENTED: a WebSocket will carry these. The answer comes from the
+                   same table as all others, so the route is known, guarded and documented
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.message import Message
+from starlette.datastructures import Headers
+from starlette.routing import BaseRoute
+from starlette.routing import Match as Found
+from starlette.types import Receive, Scope, Send
+
+from gateway import binding, caller, wire
+from gateway.bodies import read_json_body
+from gateway.calls import Calls, OpenCall
+from gateway.contract import Method
+from gateway.errors import Answer, RefusalError, answer
+from gateway.replies import reply, reply_stream
+from gateway.routing import Match, Route, RouteTable
+from gateway.streams import framing_for, paced
+from services.runtime.auth import Authenticator
+from services.runtime.errors import DeadlineExpired, NotImplementedYet
+
+# The call's own deadline comes first and has the better answer; this ends a stuck read or write.
+BACKSTOP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The settings of a transcoder."""
+
+    default_timeout_s: float
+    default_stream_timeout_s: float
+    max_json_depth: int
+    ping_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request on its way through."""
+
+    route: Route[Method]
+    variables: Mapping[str, str]
+    headers: Headers
+    scope: Scope
+    receive: Receive
+    send: Send
+
+
+class Transcoder(BaseRoute):
+    """One Starlette route for the whole table, matched on the path as the server decoded it."""
+
+    def __init__(
+        self,
+        table: RouteTable[Method],
+        calls: Calls,
+        authenticator: Authenticator,
+        delegation: caller.Delegation,
+        limits: Limits,
+    ) -> None:
+        self.table = table
+        self._calls = calls
+        self._authenticator = authenticator
+        self._delegation = delegation
+        self._limits = limits
+
+    def matches(self, scope: Scope) -> tuple[Found, Scope]:
+        """Whether the table has this request's path and method."""
+        match = None
+        if scope["type"] == "http":
+            match = self.table.match(scope["method"], scope["path"])
+        if match is None:
+            return Found.NONE, {}
+        return Found.FULL, {"gristmill.match": match}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a matched request, until its deadline."""
+        match: Match[Method] = scope["gristmill.match"]
+        if match.route is None:
+            raise RefusalError(405, headers={"allow": ", ".join(match.allowed)})
+        method = match.route.target
+        scope["gristmill.route"] = str(match.route.template)
+        headers = Headers(scope=scope)
+        exchange = Exchange(match.route, match.variables, headers, scope, receive, send)
+        metadata = self._authorized(method, exchange)
+        if method.client_streaming:
+            raise NotImplementedYet(f"{method.path} is a bidi stream: call it over gRPC")
+        limits = self._limits
+        default_s = (
+            limits.default_stream_timeout_s if method.server_streaming else limits.default_timeout_s
+        )
+        timeout_s = caller.timeout_s(headers, default_s)
+        until = time.monotonic() + timeout_s
+        try:
+            async with asyncio.timeout(timeout_s + BACKSTOP_S):
+                await self._serve(exchange, metadata, until)
+        except TimeoutError:
+            raise DeadlineExpired("the deadline passed") from None
+
+    def _authorized(self, method: Method, exchange: Exchange) -> caller.Metadata:
+        """Metadata for the call of a caller that may make it."""
+        headers = exchange.headers
+        identity = caller.authorize(self._authenticator, method.path, headers)
+        exchange.scope["gristmill.identity"] = identity.name
+        return (
+            *self._delegation.metadata(identity, headers),
+            *caller.passed_on(headers),
+            (caller.REQUEST_ID, exchange.scope["gristmill.request_id"]),
+        )
+
+    async def _serve(self, exchange: Exchange, metadata: caller.Metadata, until: float) -> None:
+        request = await self._request(exchange)
+        remaining_s = until - time.monotonic()
+        if remaining_s <= 0:
+            raise DeadlineExpired("the deadline had passed when the request was read")
+        method = exchange.route.target
+        follows = method.server_streaming and exchange.route.http_method == "GET"
+        call = self._calls.start(method, request, metadata, remaining_s)
+        async with self._calls.attended(call, exchange.receive, follows=follows):
+            if method.server_streaming:
+                await self._stream(exchange, call)
+            else:
+                message = await call.message()
+                await reply(exchange.send, await wire.encoded(message))
+
+    async def _request(self, exchange: Exchange) -> Message:
+        body = await read_json_body(exchange.headers, exchange.receive)
+        return await wire.aside(
+            len(body),
+            lambda: binding.build(
+                exchange.route,
+                exchange.variables,
+                exchange.scope["query_string"],
+                body,
+                self._limits.max_json_depth,
+            ),
+        )
+
+    async def _stream(self, exchange: Exchange, call: OpenCall) -> None:
+        def error_of(error: Exception) -> Answer:
+            found = answer(error, exchange.scope["gristmill.request_id"])
+            exchange.scope["gristmill.answer"] = found
+            call.status = found.status
+            return found
+
+        items = paced(call.read, grpc.aio.EOF, self._limits.ping_interval_s)
+        framing = framing_for(exchange.headers.get("accept", ""))
+        await reply_stream(exchange.send, items, framing, error_of)
