@@ -1,4 +1,4 @@
-"""The stamp `build.json` that marks a model folder as finished; knows no recipe."""
+"""The stamp `.build.json` that marks a model folder as finished; knows no recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-STAMP = "build.json"
+STAMP = ".build.json"
 _Files = dict[str, dict[str, object]]
 
 

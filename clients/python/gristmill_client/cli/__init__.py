@@ -1,0 +1,5 @@
+"""The `gristmill` command."""
+
+from gristmill_client.cli.app import main
+
+__all__ = ["main"]

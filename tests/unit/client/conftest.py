@@ -1,0 +1,86 @@
+"""Both clients behind one face, so that a test says once what must hold of the two."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from gristmill_client import AsyncClient, Client
+
+
+@dataclass
+class Twin:
+    """A client, and how to wait for what it gives."""
+
+    client: Any
+    runner: asyncio.Runner | None
+
+    def run(self, value: Any) -> Any:
+        """The result of a call."""
+        return self.runner.run(value) if self.runner and asyncio.iscoroutine(value) else value
+
+    def open(self, begin: Callable[[], Any]) -> Any:
+        """A stream, begun where its kind needs to be begun."""
+        if self.runner is None:
+            return begin()
+
+        async def begin_in_loop() -> Any:
+            return begin()
+
+        return self.runner.run(begin_in_loop())
+
+    def close(self, stream: Any) -> None:
+        self.run(stream.close())
+
+    def collect(self, stream: Any, limit: int | None = None) -> list[Any]:
+        """What a stream gives, all of it or the first few, without closing it."""
+        if self.runner is None:
+            return [value for _, value in zip(_upto(limit), stream, strict=False)]
+        return self.runner.run(_collect(stream, limit))
+
+    def next(self, stream: Any) -> Any:
+        return next(stream) if self.runner is None else self.runner.run(anext(stream))
+
+
+def _upto(limit: int | None) -> Iterator[int]:
+    return iter(range(limit if limit is not None else 1_000_000))
+
+
+async def _collect(stream: Any, limit: int | None) -> list[Any]:
+    values: list[Any] = []
+    while limit is None or len(values) < limit:
+        try:
+            values.append(await anext(stream))
+        except StopAsyncIteration:
+            break
+    return values
+
+
+@pytest.fixture(params=["sync", "async"])
+def twin(request: pytest.FixtureRequest) -> Iterator[Callable[..., Twin]]:
+    """Makes a client of either kind: `twin(classifier=address)`."""
+    made: list[Twin] = []
+
+    def make(**arguments: Any) -> Twin:
+        if request.param == "sync":
+            made.append(Twin(Client(**arguments), None))
+        else:
+            made.append(Twin(AsyncClient(**arguments), asyncio.Runner()))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.run(each.client.close())
+        if each.runner is not None:
+            each.runner.close()
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's GRISTMILL_* decides what a test sees."""
+    for name in [name for name in os.environ if name.startswith("GRISTMILL_")]:
+        monkeypatch.delenv(name)
