@@ -6,7 +6,7 @@ from typing import Literal
 
 import grpc
 
-from services.runtime.config import ServerConfig
+from services.runtime.config import ServerConfig, is_loopback
 
 Name = Literal["grpcio", "native"]
 
@@ -73,6 +73,9 @@ def choose(config: ServerConfig) -> tuple[Name, str]:
         return "grpcio", "pygrpc-native is not installed"
     if obstacles:
         return "grpcio", f"native has no {', '.join(obstacles)}"
+    if not is_loopback(config.host):
+        # Anyone who can connect could send a compression bomb; grpcio inflates nothing.
+        return "grpcio", "beyond loopback native has no bound on what a request inflates to"
     return "native", "installed, and every setting is within its capabilities"
 
 
