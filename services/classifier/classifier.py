@@ -21,7 +21,7 @@ from services.inference.manifest import Manifest
 from services.inference.meter import Meter
 from services.inference.preprocessing import Preprocessor
 from services.runtime import metrics
-from services.runtime.admission import Admission, Cost, Limits
+from services.runtime.admission import Admission, Cost, Limits, Permit
 from services.runtime.catalog import VersionEntry
 from services.runtime.deadline import Deadline
 from services.runtime.errors import GristmillError, InvalidRequest, UnsupportedField
@@ -73,7 +73,8 @@ class Classifier:
         self.batcher = batcher
         self.admission = admission
         self._threads = threads
-        self._gauge = metrics.QUEUE_ITEMS.labels(manifest.name)
+        # Not `self`: the metric lives as long as the process, the model need not.
+        metrics.QUEUE_ITEMS.labels(manifest.name).set_function(lambda: admission.items)
 
     async def classify(
         self,
@@ -91,9 +92,6 @@ class Classifier:
             Answer(error=e) if isinstance(e, GristmillError) else Answer() for e in encoded
         ]
         fitting = [i for i, e in enumerate(encoded) if isinstance(e, Encoded)]
-        if on_answer:
-            for index in set(range(len(items))) - set(fitting):
-                on_answer(index, answers[index])
 
         def on_item(position: int, outcome: Scored | GristmillError) -> None:
             index = fitting[position]
@@ -103,7 +101,13 @@ class Classifier:
                 if on_answer:
                     on_answer(index, answers[index])
 
-        await self._run([e for e in encoded if isinstance(e, Encoded)], asked, on_item)
+        good = [e for e in encoded if isinstance(e, Encoded)]
+        with self._admit(good, asked) as permit:
+            # Not before: a message that is refused is refused as a whole.
+            for index in (i for i, e in enumerate(encoded) if isinstance(e, GristmillError)):
+                if on_answer:
+                    on_answer(index, answers[index])
+            await self.batcher.submit(good, permit, asked.priority, on_item)
         return answers
 
     async def _encode(
@@ -122,28 +126,19 @@ class Classifier:
         done = iter(encoded)
         return [item if isinstance(item, GristmillError) else next(done) for item in items]
 
-    async def _run(
-        self,
-        items: Sequence[Encoded],
-        asked: Asked,
-        on_item: Callable[[int, Scored | GristmillError], None],
-    ) -> None:
+    def _admit(self, items: Sequence[Encoded], asked: Asked) -> Permit:
         cost = Cost(len(items), sum(item.nbytes for item in items), float(len(items)))
         try:
-            permit = self.admission.admit(
+            return self.admission.admit(
                 asked.identity,
                 asked.deadline,
                 cost,
-                self.batcher.predicted_wait_s(items),
+                self.batcher.predicted_wait_s(items, asked.deadline, asked.priority),
                 self.batcher.drain_s(),
             )
         except GristmillError as error:
             metrics.REJECTED.labels(self.manifest.name, error.reason_given).inc()
             raise
-        with permit:
-            self._gauge.set(self.admission.items)
-            await self.batcher.submit(items, permit, asked.priority, on_item)
-        self._gauge.set(self.admission.items)
 
     def _answer(
         self, item: Encoded, outcome: Scored | GristmillError, asked: Asked, preprocess_s: float
@@ -182,6 +177,8 @@ class Starter:
         """Load, warm up, and be ready."""
         if manifest.backend != "onnxruntime":
             raise InvalidRequest.field("model.yaml: backend", f"{manifest.backend} is not known")
+        if "model" not in manifest.files:
+            raise InvalidRequest.field("model.yaml: files.model", "is required")
         count = self.instances or manifest.batching.instances
         path = folder / manifest.files["model"]
         backend = await asyncio.to_thread(OnnxBackend, path, count, self.providers)

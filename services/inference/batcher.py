@@ -4,8 +4,9 @@ One batcher serves one version of a model. Decisions are the scheduler's; here a
 callers, the instances' threads and the hand-over between them. Everything but `run` on an instance
 happens on the event loop, so state changes need no lock.
 
-An instance that is free takes a batch at once. While it computes, a batch that later arrivals could
-not make fuller is formed and padded ahead; it is given back when something more urgent arrives.
+An instance that is free takes a batch at once. While all compute, batches that later arrivals could
+not make fuller are formed and padded ahead, for whichever instance is free first; they are given
+back when something more urgent arrives.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from services.inference.meter import Meter
 from services.inference.scheduler import Batch, Entry, Scheduler
 from services.inference.workers import Row, Work, Worker
 from services.runtime.admission import Permit
-from services.runtime.deadline import Clock
+from services.runtime.deadline import Clock, Deadline
 from services.runtime.errors import BackendFailed, DeadlineExpired, Draining, GristmillError
 
 Outcome = Scored | GristmillError
@@ -87,8 +88,11 @@ class Batcher:
             settings.max_batch_size, settings.max_batch_tokens, settings.max_overtakes, self._cost
         )
         self._loop = asyncio.get_running_loop()
+        self._ahead: list[Work] = []
+        """Formed while every instance computes, the most urgent first."""
         self._arrivals = 0
         self._closing = False
+        self._ahead_from = 1
         self._delay: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
         self.counts = Counts()
@@ -117,40 +121,49 @@ class Batcher:
             self._abandon(message, "cancelled")
             raise
 
-    def predicted_wait_s(self, items: Sequence[Encoded]) -> float:
-        """Time until these items would be done, or 0 while too little is known to say."""
+    def predicted_wait_s(
+        self, items: Sequence[Encoded], deadline: Deadline, priority: int = 5
+    ) -> float:
+        """Time until these items would be done, or 0 while too little is known to say.
+
+        What they would overtake, by class or by deadline, does not count.
+        """
         if not self._cost.learned:
             return 0.0
-        tokens = self._scheduler.tokens + sum(item.length for item in items)
-        return self._time_for(len(self._scheduler) + len(items), tokens)
+        order = (priority, deadline.at, self._arrivals + 1)
+        waiting, tokens = self._scheduler.before(order)
+        ahead = [work for work in self._ahead if work.batch.entries[0].order < order]
+        tokens += sum(item.length for item in items)
+        return self._time_for(waiting + len(items), tokens, ahead)
 
     def drain_s(self) -> float:
         """Time until the queue has room for one batch more: the hint when it is full."""
         batch = min(max(1, len(self._scheduler)), self._settings.max_batch_size)
         mean = self._scheduler.tokens / max(1, len(self._scheduler))
-        return max(0.01, self._time_for(batch, round(batch * mean)))
+        return max(0.01, self._time_for(batch, round(batch * mean), self._ahead))
 
     async def close(self) -> None:
         """Refuse new items, finish those that wait, end the threads."""
         self._closing = True
+        self._dispatch(waited=True)
         while self.counts.pending:
             self._settled.clear()
             await self._settled.wait()
         for worker in self._workers:
             await worker.close()
 
-    def _time_for(self, items: int, tokens: int) -> float:
+    def _time_for(self, items: int, tokens: int, ahead: Sequence[Work]) -> float:
         now = self._clock()
         batches = -(-items // self._settings.max_batch_size)
         busy = sum(self._left(worker, now) for worker in self._workers)
+        busy += sum(self._cost.seconds(1, work.batch.padded_tokens) for work in ahead)
         return (self._cost.seconds(batches, tokens) + busy) / max(1, len(self._workers))
 
     def _left(self, worker: Worker, now: float) -> float:
-        ahead = self._cost.seconds(1, worker.ahead.batch.padded_tokens) if worker.ahead else 0.0
         if worker.running is None:
-            return ahead
+            return 0.0
         whole = self._cost.seconds(1, worker.running.batch.padded_tokens)
-        return ahead + max(0.0, whole - (now - worker.since))
+        return max(0.0, whole - (now - worker.since))
 
     def _accept(
         self, items: Sequence[Encoded], permit: Permit, priority: int, on_item: OnItem | None
@@ -199,37 +212,55 @@ class Batcher:
         self._meter.outcome(outcome)
 
     def _give_back_overtaken(self) -> None:
-        for worker in self._workers:
-            if worker.ahead and self._scheduler.precedes(worker.ahead.batch):
-                self._scheduler.restore(e for e in worker.ahead.batch.entries if not e.payload.done)
-                worker.ahead = None
+        kept: list[Work] = []
+        for work in self._ahead:
+            if self._scheduler.precedes(work.batch):
+                self._scheduler.restore(e for e in work.batch.entries if not e.payload.done)
+            else:
+                kept.append(work)
+        self._ahead = kept
 
     def _dispatch(self, *, waited: bool = False) -> None:
         """Give every free instance a batch, then form full ones ahead for the busy."""
-        if not waited and self._wait_for_more():
-            return
+        hold = not waited and self._holds()
         free = [worker for worker in self._workers if worker.running is None]
         for position, worker in enumerate(free):
-            work = worker.ahead or self._form(len(free) - position)
-            worker.ahead = None
-            if work is not None and (work := self._revived(work)) is not None:
+            work = self._next(len(free) - position, hold=hold)
+            if work is not None:
                 worker.start(work, self._clock())
-        for worker in self._workers:
-            if worker.running is not None and worker.ahead is None:
-                worker.ahead = self._form(1, full_only=True)
+        busy = sum(worker.running is not None for worker in self._workers)
+        while len(self._ahead) < busy and (work := self._form_ahead()):
+            self._ahead.append(work)
 
-    def _wait_for_more(self) -> bool:
-        """Whether the model's settings say to wait for a fuller batch, and there is none yet."""
+    def _form_ahead(self) -> Work | None:
+        """A full batch if there is one; looked for again only when twice as much waits."""
+        if len(self._scheduler) < self._ahead_from:
+            return None
+        work = self._form(1, full_only=True)
+        self._ahead_from = 1 if work else 2 * len(self._scheduler)
+        return work
+
+    def _holds(self) -> bool:
+        """Whether the model's settings say that only full batches start now."""
         delay_s = self._settings.max_queue_delay_ms / 1000
-        if not delay_s or len(self._scheduler) >= self._settings.max_batch_size:
+        if self._closing:
             return False
-        if self._delay is None and len(self._scheduler):
+        if delay_s and self._delay is None and len(self._scheduler):
             self._delay = self._loop.call_later(delay_s, self._waited)
         return self._delay is not None
 
     def _waited(self) -> None:
         self._delay = None
         self._dispatch(waited=True)
+
+    def _next(self, free: int, *, hold: bool) -> Work | None:
+        """What a free instance starts: a batch formed ahead, else one of what waits."""
+        while work := self._ahead.pop(0) if self._ahead else self._form(
+            1 if hold else free, full_only=hold
+        ):
+            if alive := self._revived(work):
+                return alive
+        return None
 
     def _form(self, free: int, *, full_only: bool = False) -> Work | None:
         for entry in self._scheduler.expire(self._clock()):
@@ -252,7 +283,7 @@ class Batcher:
         alive = tuple(entry for entry in work.batch.entries if not entry.payload.done)
         if len(alive) == len(work.batch.entries):
             return work
-        return self._padded(Batch(alive, work.batch.released)) if alive else self._form(1)
+        return self._padded(Batch(alive, work.batch.released)) if alive else None
 
     def _fail_expired(self, entry: Entry) -> None:
         """The message's own timer is about to say so; the item must not run meanwhile."""
@@ -262,6 +293,7 @@ class Batcher:
         started, worker.running = worker.since, None
         self._cost.observe(work.batch.padded_tokens, seconds)
         self._meter.batch(work.batch, work.batch_s, seconds)
+        self._ahead_from = 1
         # The next batch goes out first: the device must not wait while results are told.
         self._dispatch()
         for entry, row in zip(work.batch.entries, rows, strict=True):
@@ -285,8 +317,15 @@ class Batcher:
         message.outcomes[waiting.index] = outcome
         message.left -= 1
         if message.on_item:
-            message.on_item(waiting.index, outcome)
+            self._tell(message.on_item, waiting.index, outcome)
         if message.left == 0 and not message.future.done():
             if message.timer:
                 message.timer.cancel()
             message.future.set_result([o for o in message.outcomes if o is not None])
+
+    def _tell(self, on_item: OnItem, index: int, outcome: Outcome) -> None:
+        """One caller's fault must not keep the others of the batch from their outcomes."""
+        try:
+            on_item(index, outcome)
+        except Exception:
+            _log.exception("outcome not taken", model=self._meter.model)

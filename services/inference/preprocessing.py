@@ -106,7 +106,10 @@ class FeaturesPreprocessor:
         self._name = inputs[0].name
         self._dtype = _dtype(inputs[0])
         width = inputs[0].shape[-1]
-        self._width = len(declared.names) or (width if width > 0 else 0)
+        self._width = len(declared.names) or width
+        if self._width < 1:
+            # Vectors of several lengths in a batch would be padded: neighbours changed answers.
+            raise InvalidRequest.field("model.yaml: input.names", "the model does not fix how many")
         self.fill: dict[str, int] = {}
 
     def is_cheap(self, items: Sequence[Item]) -> bool:
@@ -122,7 +125,7 @@ class FeaturesPreprocessor:
     def _one(self, item: Item) -> Encoded | GristmillError:
         if not isinstance(item, FeaturesItem):
             return UnsupportedField.field("content", "this model takes float_features")
-        if self._width and len(item.values) != self._width:
+        if len(item.values) != self._width:
             return InvalidRequest.field(
                 "float_features.values", f"needs {self._width} numbers, has {len(item.values)}"
             )

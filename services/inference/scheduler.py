@@ -107,6 +107,11 @@ class Scheduler:
         """Whether something now waits that should have been the head of `batch`."""
         return bool(self._waiting) and self._waiting[0][0] < batch.entries[0].order
 
+    def before(self, order: Order) -> tuple[int, int]:
+        """How many items wait that go before `order`, and about how many tokens they have."""
+        count = bisect_left(self._waiting, order, key=_order)
+        return count, self.tokens * count // max(1, len(self._waiting))
+
     def take(self, free_instances: int = 1, *, full_only: bool = False) -> Batch | None:
         """The next batch, or None where nothing waits.
 

@@ -26,7 +26,7 @@ class Work:
 
 
 class Worker:
-    """One instance with its thread, the batch it runs and the one formed ahead."""
+    """One instance with its thread and the batch it runs."""
 
     def __init__(
         self,
@@ -42,7 +42,6 @@ class Worker:
         self._thread = threading.Thread(target=self._serve, name="instance", daemon=True)
         self.running: Work | None = None
         self.since = 0.0
-        self.ahead: Work | None = None
         self._thread.start()
 
     def start(self, work: Work, now: float) -> None:

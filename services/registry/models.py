@@ -4,6 +4,7 @@ Takes and gives records. Knows no wire and no table; bytes are `blobs`' business
 """
 
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from services.registry import resources
 from services.registry.blobs import Blobs
@@ -193,9 +194,9 @@ class Models:
         """Create or move an alias; `gates` None keeps those that it has."""
         model, alias = alias_key(name)
         async with self._store.write(author, dry=dry) as write:
+            if await write.repeated():
+                return await get_alias(write.connection, model, alias)
             before = await find_alias(write.connection, model, alias)
-            if before and await write.repeated():
-                return before
             check_etag(etag, before.etag if before else "")
             candidate = await get_version(write.connection, model, version)
             if candidate.state != "ready":
@@ -210,6 +211,7 @@ class Models:
                 model=model, alias=alias, version=version, gates=rules, update_time=write.now
             )
             if before and (before.version, before.gates) == (version, rules):
+                await write.remember(before)
                 return before
             return await write.save(before, record)
 
@@ -229,5 +231,8 @@ def _check_artifacts(artifacts: Sequence[ArtifactRecord]) -> None:
     paths = [artifact.path for artifact in artifacts]
     if len(set(paths)) != len(paths):
         raise InvalidRequest.field("version.artifacts", "names a path twice")
+    folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
+    if both := folders.intersection(paths):
+        raise InvalidRequest.field("version.artifacts", f"has {min(both)} as file and as folder")
     if any(part in (".", "..") for path in paths for part in path.split("/")):
         raise InvalidRequest.field("version.artifacts", 'has a path with "." or ".." in it')

@@ -221,7 +221,9 @@ def _match(pattern: re.Pattern[str], name: str, form: str) -> tuple[str, ...]:
 def model_missing(model: str) -> NotFound:
     """The error for a model that does not exist."""
     return NotFound(
-        f"there is no model {model!r}", reason=MODEL_NOT_FOUND, resource=("model", model)
+        f"there is no model {model!r}",
+        reason=MODEL_NOT_FOUND,
+        resource=("model", f"models/{model}"),
     )
 
 

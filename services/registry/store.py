@@ -253,6 +253,10 @@ class Write:
             )
         )
         self._revision = int((result.inserted_primary_key or (0,))[0])
+        await self.remember(known)
+
+    async def remember(self, resource: Resource) -> None:
+        """Keep which resource this request was about: a repetition must find it."""
         if self.author.request_id and not await self.repeated():
             await self.connection.execute(
                 insert(REQUESTS).values(
@@ -260,7 +264,7 @@ class Write:
                     request_id=self.author.request_id,
                     method=self.author.method,
                     digest=self.author.digest,
-                    resource=known.name,
+                    resource=resource.name,
                     commit_time=self.now,
                 )
             )

@@ -1,6 +1,9 @@
 """What a version is checked for before it may be served. Runs nothing of what it checks."""
 
+import asyncio
 from dataclasses import dataclass
+
+import yaml
 
 from services.inference.manifest import FILE_NAME, Manifest
 from services.registry.blobs import Blobs
@@ -16,6 +19,7 @@ from services.runtime.errors import InvalidRequest
 PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".dill", ".ckpt")
 MAGIC = {".gguf": b"GGUF"}
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_MANIFEST_DEPTH, MAX_MANIFEST_NODES = 16, 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,8 @@ async def validate(version: VersionRecord, task: Task, blobs: Blobs) -> Findings
     ]
     manifest: Manifest | None = None
     try:
-        manifest = Manifest.parse(await _manifest_text(version, blobs))
+        text = await _manifest_text(version, blobs)
+        manifest = await asyncio.to_thread(_parsed, text)
         found += _against(manifest, version, task)
     except InvalidRequest as error:
         found.append(RejectionRecord(path=FILE_NAME, rule="manifest", message=error.message))
@@ -60,6 +65,23 @@ async def _manifest_text(version: VersionRecord, blobs: Blobs) -> str:
             except UnicodeDecodeError as error:
                 raise InvalidRequest.field(FILE_NAME, "is not UTF-8") from error
     raise InvalidRequest.field(FILE_NAME, "is missing; add it to the version's artifacts")
+
+
+def _parsed(text: str) -> Manifest:
+    """The manifest in a text from anyone: checked for size once its aliases would be resolved."""
+    try:
+        depth = 0
+        for count, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
+            if isinstance(event, yaml.AliasEvent):
+                raise InvalidRequest.field(FILE_NAME, "uses YAML aliases; write the values out")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_MANIFEST_DEPTH or count > MAX_MANIFEST_NODES:
+                raise InvalidRequest.field(FILE_NAME, "is nested too deeply, or too long")
+        return Manifest.parse(text)
+    except (yaml.YAMLError, ValueError) as error:
+        # A date or a number that only looks like one is no YAMLError.
+        raise InvalidRequest.field(FILE_NAME, str(error)) from error
 
 
 def _against(manifest: Manifest, version: VersionRecord, task: Task) -> list[RejectionRecord]:

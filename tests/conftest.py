@@ -1,0 +1,24 @@
+"""Fixtures that more than one folder of tests needs."""
+
+import pytest
+import structlog
+
+from tests.harness import TRANSPORTS
+
+
+def pytest_configure() -> None:
+    """Log plainly, to where pytest shows it with a failure: structlog's own traces take long."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each HTTP/2 server in turn: what a test says must hold on both."""
+    return str(request.param)
