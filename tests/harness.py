@@ -15,13 +15,13 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from gristmill.classifier.v1 import classifier_service_pb2 as pb
+from gristmill.classifier.v1 import classifier_service_pb2_grpc as rpc
+from gristmill.classifier.v1 import item_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from prometheus_client import REGISTRY
 from pydantic_settings import SettingsConfigDict
 
-from gristmill.classifier.v1 import classifier_service_pb2 as pb
-from gristmill.classifier.v1 import classifier_service_pb2_grpc as rpc
-from gristmill.classifier.v1 import item_pb2
 from services.runtime import standard
 from services.runtime.config import ServerConfig
 from services.runtime.health import Health
@@ -163,14 +163,19 @@ async def serve(
     transport: str,
     *,
     health: Health | None = None,
+    linger: bool = False,
     **config: Any,
 ) -> AsyncIterator[Served]:
-    """Run a server in this process on a free port of the loopback."""
+    """Run a server in this process on a free port of the loopback.
+
+    It closes without lingering for the last answers, unless a test is about them.
+    """
     if not isinstance(service, Service):
         service = classifier(service)
     given = {"admin_port": -1, "log_sample_every": 0, "drain_grace_s": 5.0, **config}
     settings = HarnessConfig(transport=transport, **given)
     server = Server(settings, service, health or Health())
+    server.linger_s = server.linger_s if linger else 0.0
     await server.start()
     server.ready()
     served = Served(server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
@@ -200,7 +205,7 @@ async def collect(responses: Any, into: list[Any] | None = None) -> list[Any]:
     found = [] if into is None else into
     async with asyncio.timeout(SOON_S):
         async for response in responses:
-            found.append(response)  # noqa: PERF401  # what came before a failure is wanted
+            found.append(response)  # what came before a failure is wanted
     return found
 
 

@@ -30,10 +30,10 @@ class Choice:
 def probabilities(outputs: Mapping[str, Array], *, multi_label: bool) -> NDArray[np.float64]:
     """The probability of each label, from `probabilities` or else from `logits`."""
     if "probabilities" in outputs:
-        found = np.asarray(outputs["probabilities"], dtype=np.float64).ravel()
+        found = _numbers(outputs["probabilities"])
     elif "logits" in outputs or len(outputs) == 1:
-        logits = outputs.get("logits", next(iter(outputs.values())))
-        found = _from_logits(np.asarray(logits, dtype=np.float64).ravel(), multi_label=multi_label)
+        logits = _numbers(outputs.get("logits", next(iter(outputs.values()))))
+        found = _from_logits(logits, multi_label=multi_label)
     else:
         raise BackendFailed(f"no probabilities or logits among {sorted(outputs)}")
     if not np.isfinite(found).all():
@@ -41,12 +41,25 @@ def probabilities(outputs: Mapping[str, Array], *, multi_label: bool) -> NDArray
     return found
 
 
+def _numbers(values: Array) -> NDArray[np.float64]:
+    try:
+        found = np.asarray(values, dtype=np.float64).ravel()
+    except (TypeError, ValueError) as error:
+        raise BackendFailed(f"the model gave no numbers but {values.dtype}") from error
+    if not found.size:
+        raise BackendFailed("the model gave an empty output")
+    return found
+
+
 def _from_logits(logits: NDArray[np.float64], *, multi_label: bool) -> NDArray[np.float64]:
     if multi_label:
-        found: NDArray[np.float64] = 1 / (1 + np.exp(-logits))
+        # The logistic function in the form that does not overflow.
+        found: NDArray[np.float64] = (1 + np.tanh(logits / 2)) / 2
         return found
-    shifted = np.exp(logits - logits.max())
-    normal: NDArray[np.float64] = shifted / shifted.sum()
+    # An infinite logit becomes a NaN, which the caller refuses.
+    with np.errstate(invalid="ignore"):
+        shifted = np.exp(logits - logits.max())
+        normal: NDArray[np.float64] = shifted / shifted.sum()
     return normal
 
 

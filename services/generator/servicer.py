@@ -58,6 +58,7 @@ class GeneratorServicer(rpc.GeneratorServiceServicer):
             finally:
                 for task in tasks:
                     task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             for permit in permits:
                 permit.release()
@@ -132,11 +133,14 @@ class GeneratorServicer(rpc.GeneratorServiceServicer):
 async def _complete(
     generator: Generator, generation: Generation, sampling: Any, asked: Asked, permit: Any
 ) -> result_pb2.PromptResult:
-    async with aclosing(
-        generator.stream(generation, sampling, asked, permit)  # type: ignore[type-var]
-    ) as deltas:
-        async for _ in deltas:
-            pass
+    try:
+        async with aclosing(
+            generator.stream(generation, sampling, asked, permit)  # type: ignore[type-var]
+        ) as deltas:
+            async for _ in deltas:
+                pass
+    except InvalidRequest as error:  # the engine's own: the other prompts go on
+        return _failed(error)
     return result_pb2.PromptResult(generation=to.generation_out(generation))
 
 

@@ -49,7 +49,11 @@ class Starter:
         generator = Generator(
             manifest, engine, admission, self.threads, self.config.default_max_tokens
         )
-        await _warm_up(generator)
+        try:
+            await _warm_up(generator)
+        except BaseException:
+            await generator.close()
+            raise
         return generator
 
 

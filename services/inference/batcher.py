@@ -255,8 +255,10 @@ class Batcher:
 
     def _next(self, free: int, *, hold: bool) -> Work | None:
         """What a free instance starts: a batch formed ahead, else one of what waits."""
-        while work := self._ahead.pop(0) if self._ahead else self._form(
-            1 if hold else free, full_only=hold
+        while (
+            work := self._ahead.pop(0)
+            if self._ahead
+            else self._form(1 if hold else free, full_only=hold)
         ):
             if alive := self._revived(work):
                 return alive

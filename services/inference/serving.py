@@ -100,6 +100,7 @@ class Serving(Generic[RunnerT]):
         self._aliases: dict[str, dict[str, int]] = {}
         """What each alias means here: its last version that became ready."""
         self._put_away: set[Key] = set()
+        """Unloaded by hand; version 0 means whatever version the model gets."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: set[str] = set()
         self._closing = False
@@ -148,11 +149,12 @@ class Serving(Generic[RunnerT]):
         """Load by hand; returns when ready, raises why not."""
         entry = self._known(wanted)
         key = (entry.model, entry.version)
-        self._put_away.discard(key)
+        self._put_away -= {key, (entry.model, 0)}
         loaded = self._loaded.get(key)
         if loaded is None or loaded.state in ("failed", "unloaded"):
             loaded = self._loaded[key] = Loaded(entry, by_hand=True)
-            await self._load(loaded)
+            # A task of its own: a caller that gives up must not leave it half loaded.
+            self._spawn(self._load(loaded))
         await loaded.tried.wait()
         self._settle()
         if loaded.state != "ready":
@@ -174,9 +176,10 @@ class Serving(Generic[RunnerT]):
         if not keys:
             raise self._absent(wanted)
         self._put_away.update(keys)
-        leaving = [self._loaded[key] for key in keys]
-        await asyncio.gather(*(self._unload(one, keep=True) for one in leaving))
-        self._settle()
+        if not wanted.version and not wanted.alias:
+            self._put_away.add((wanted.model, 0))
+        leaving = [self._spawn(self._unload(self._loaded[key], keep=True)) for key in keys]
+        await asyncio.shield(asyncio.gather(*leaving))
 
     async def close(self) -> None:
         """End everything."""
@@ -194,7 +197,7 @@ class Serving(Generic[RunnerT]):
 
     def _must_load(self, entry: VersionEntry) -> bool:
         key = (entry.model, entry.version)
-        return key not in self._loaded and key not in self._put_away
+        return key not in self._loaded and not self._put_away & {key, (entry.model, 0)}
 
     def _resolve(self, wanted: Wanted) -> Loaded[RunnerT]:
         model = wanted.model or self._only_model()
@@ -268,15 +271,20 @@ class Serving(Generic[RunnerT]):
         try:
             folder = await self._fetch(entry)
             loaded.manifest = await asyncio.to_thread(Manifest.read, folder)
-            loaded.runner = await self._start(entry, loaded.manifest, folder)
+            runner = await self._start(entry, loaded.manifest, folder)
         except Exception as error:
-            loaded.state, loaded.reason = "failed", _said(error)
+            if loaded.state == "loading":
+                loaded.state, loaded.reason = "failed", _said(error)
             _log.exception("model failed to load", model=entry.model, version=entry.version)
         else:
-            loaded.state, loaded.ready_time = "ready", datetime.now(UTC)
-            seconds = time.monotonic() - started
-            metrics.LOAD_SECONDS.labels(entry.model).observe(seconds)
-            _log.info("model ready", model=entry.model, version=entry.version, seconds=seconds)
+            if loaded.state == "loading":
+                loaded.runner = runner
+                loaded.state, loaded.ready_time = "ready", datetime.now(UTC)
+                seconds = time.monotonic() - started
+                metrics.LOAD_SECONDS.labels(entry.model).observe(seconds)
+                _log.info("model ready", model=entry.model, version=entry.version, seconds=seconds)
+            else:  # unloaded by hand meanwhile
+                await runner.close()
         loaded.tried.set()
         self._settle()
 
@@ -348,10 +356,11 @@ class Serving(Generic[RunnerT]):
         if not any(one.state == "loading" for one in self._loaded.values()):
             self.synced.set()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _said(error: Exception) -> str:

@@ -86,7 +86,7 @@ class ArtifactCalls:
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         selection = Selection(
             frozenset(model_id(name) for name in request.names),
-            to.TASKS.get(request.task),
+            to.task_in(request.task, "task") if request.task else None,
         )
         seconds = 30.0
         if request.HasField("bookmark_interval"):

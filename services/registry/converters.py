@@ -1,6 +1,7 @@
 """Records to messages and back: the only place that knows both."""
 
 from datetime import datetime
+from typing import Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from gristmill.registry.v1 import (
@@ -31,11 +32,16 @@ TASKS: dict[int, Task] = {
     model_pb2.TASK_GENERATION: "generation",
 }
 
+COMPARISONS: dict[int, Literal["at_least", "at_most"]] = {
+    alias_pb2.COMPARISON_AT_LEAST: "at_least",
+    alias_pb2.COMPARISON_AT_MOST: "at_most",
+}
 
-def task_in(value: int) -> Task:
-    """The task of a new model."""
+
+def task_in(value: int, field: str = "model.task") -> Task:
+    """The task that a field names."""
     if value not in TASKS:
-        raise InvalidRequest.field("model.task", "must be CLASSIFICATION or GENERATION")
+        raise InvalidRequest.field(field, "must be CLASSIFICATION or GENERATION")
     return TASKS[value]
 
 
@@ -177,11 +183,13 @@ def gates_in(message: alias_pb2.Alias) -> tuple[GateRecord, ...]:
         limit = gate.WhichOneof("limit")
         if limit is None:
             raise InvalidRequest.field(f"alias.gates[{index}].limit", "is required")
-        at_least = gate.comparison == alias_pb2.COMPARISON_AT_LEAST
+        if gate.comparison not in COMPARISONS:
+            said = "must be AT_LEAST or AT_MOST"
+            raise InvalidRequest.field(f"alias.gates[{index}].comparison", said)
         found.append(
             GateRecord(
                 metric=gate.metric,
-                comparison="at_least" if at_least else "at_most",
+                comparison=COMPARISONS[gate.comparison],
                 value=gate.value if limit == "value" else None,
                 holder_plus=gate.holder_plus if limit == "holder_plus" else None,
             )

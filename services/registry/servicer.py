@@ -19,6 +19,7 @@ from services.registry.models import Models
 from services.registry.operations import finalize_operation
 from services.registry.resources import version_key
 from services.registry.store import Author, Store, request_digest
+from services.runtime.auth import ANONYMOUS
 from services.runtime.call import current_call
 from services.runtime.errors import InvalidRequest, UnsupportedField
 from services.runtime.server import VERSION
@@ -153,8 +154,8 @@ class RegistryServicer(ArtifactCalls, rpc.RegistryServiceServicer):
         paths = _paths(request.update_mask, ("version", "gates"))
         if "version" not in paths:
             raise UnsupportedField.field("update_mask", "version must be among the paths")
-        named = bool(request.update_mask.paths) and "gates" in paths
-        gates = to.gates_in(request.alias) if named or request.alias.gates else None
+        named = "gates" in paths if request.update_mask.paths else bool(request.alias.gates)
+        gates = to.gates_in(request.alias) if named else None
         record = await self.models.set_alias(
             _author(request),
             request.alias.name,
@@ -223,7 +224,7 @@ def _author(request: Any) -> Author:
     request_id = str(getattr(request, "request_id", ""))
     message: Message = request
     return Author(
-        identity=call.identity.name,
+        identity="" if call.identity is ANONYMOUS else call.identity.name,
         call_id=call.request_id,
         request_id=request_id,
         method=call.method,

@@ -23,6 +23,7 @@ from services.registry.resources import (
     Kind,
     ModelRecord,
     Resource,
+    Task,
     VersionRecord,
     kind_of,
 )
@@ -148,6 +149,19 @@ class Store:
         ).limit(limit)
         async with self._database.read() as connection:
             return [_change(row) for row in (await connection.execute(query)).mappings()]
+
+    async def task_at(self, model: str, revision: int) -> Task:
+        """The task of a model as it was at a revision, or was last before it."""
+        query = (
+            select(CHANGES)
+            .where(CHANGES.c.model == model, CHANGES.c.resource == "model")
+            .where(CHANGES.c.revision <= revision)
+            .order_by(CHANGES.c.revision.desc())
+        ).limit(1)
+        async with self._database.read() as connection:
+            change = _change((await connection.execute(query)).mappings().one())
+        known = cast(ModelRecord, change.after or change.before)
+        return known.task
 
     async def snapshot(self) -> Snapshot:
         """Everything, as it stands at one revision."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from services.registry.resources import ChangeRecord, ModelRecord, Resource, Task
 from services.registry.store import Store
 from services.runtime import metrics
-from services.runtime.errors import Draining, NotFound, OutOfRange
+from services.runtime.errors import Draining, OutOfRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,6 @@ class Watch:
         self._store = store
         self._page = page
         self._waiting: set[asyncio.Event] = set()
-        self._tasks: dict[str, Task] = {}
         self._draining = False
         store.on_change.append(self._wake)
 
@@ -59,6 +58,7 @@ class Watch:
     ) -> AsyncIterator[Event]:
         """A snapshot where `after` is None, then every change, with bookmarks in the silence."""
         woken = asyncio.Event()
+        tasks: dict[str, Task] = {}
         self._waiting.add(woken)
         metrics.WATCHERS.inc()
         try:
@@ -67,19 +67,24 @@ class Watch:
                 snapshot = await self._store.snapshot()
                 at = snapshot.revision
                 for resource in snapshot.resources:
-                    if await self._wanted(resource, selection):
+                    if await self._wanted(resource, at, selection, tasks):
                         yield Event(at, snapshot=resource)
                 yield Event(at, snapshot_complete=True)
             elif at > await self._store.revision():
                 raise OutOfRange(f"revision {at} lies in the future")
-            async for event in self._follow(at, selection, bookmark_s, woken):
+            async for event in self._follow(at, selection, tasks, bookmark_s, woken):
                 yield event
         finally:
             self._waiting.discard(woken)
             metrics.WATCHERS.dec()
 
     async def _follow(
-        self, at: int, selection: Selection, bookmark_s: float, woken: asyncio.Event
+        self,
+        at: int,
+        selection: Selection,
+        tasks: dict[str, Task],
+        bookmark_s: float,
+        woken: asyncio.Event,
     ) -> AsyncIterator[Event]:
         while True:
             woken.clear()
@@ -87,28 +92,27 @@ class Watch:
             for change in changes:
                 at = change.revision
                 resource = change.after or change.before
-                if resource is not None and await self._wanted(resource, selection):
+                if resource is not None and await self._wanted(resource, at, selection, tasks):
                     yield Event(at, change=change)
             if self._draining:
                 raise Draining("this server is shutting down", metadata={"revision": str(at)})
             if len(changes) < self._page and not await _within(woken, bookmark_s):
                 yield Event(at)
 
-    async def _wanted(self, resource: Resource, selection: Selection) -> bool:
+    async def _wanted(
+        self, resource: Resource, revision: int, selection: Selection, tasks: dict[str, Task]
+    ) -> bool:
         model = resource.id if isinstance(resource, ModelRecord) else resource.model
         if isinstance(resource, ModelRecord):
-            self._tasks[model] = resource.task
+            tasks[model] = resource.task
         if selection.models and model not in selection.models:
             return False
         if selection.task is None:
             return True
-        # A task never changes, and a model's own change comes before those of what belongs to it.
-        if model not in self._tasks:
-            try:
-                self._tasks[model] = (await self._store.model(model)).task
-            except NotFound:
-                return True  # deleted since: nothing tells its task any more, so all hear of it
-        return self._tasks[model] == selection.task
+        # A model may be deleted and come back with another task: each watcher asks the history.
+        if model not in tasks:
+            tasks[model] = await self._store.task_at(model, revision)
+        return tasks[model] == selection.task
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:

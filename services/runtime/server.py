@@ -55,6 +55,7 @@ class Server:
         self._log = logs.get_logger()
         name, why = transports.choose(config)
         self.transport = name
+        self.linger_s = transports.LINGER_S[name]
         self._tracing = Tracing(service.name, config.otlp_endpoint, config.trace_sample_ratio)
         tokens = TokenFile.read(config.token_file) if config.token_file else None
         self.interceptor = Interceptor(
@@ -114,6 +115,7 @@ class Server:
         finished = await self.interceptor.wait_idle(self.config.drain_grace_s)
         if not finished:
             self._log.warning("drain grace over", in_flight=self.interceptor.in_flight)
+        await asyncio.sleep(self.linger_s)
         await self._grpc.stop(CLOSE_GRACE_S)
         # grpcio returns before the handlers that it cancelled have let go of their backends.
         await self.interceptor.wait_idle(CLOSE_GRACE_S)

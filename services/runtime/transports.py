@@ -30,7 +30,7 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability("deadlines and cancellation", True, True),
     Capability("message size limits", True, True),
     Capability("keepalive of silent connections", True, True),
-    Capability("drain", True, True),
+    Capability("drain", True, True, "native: a second for the last answers to leave"),
     Capability("TLS and mutual TLS", True, False),
     Capability("maximum connection age", True, False),
     Capability("limits on client pings", True, False, "native answers every ping"),
@@ -45,6 +45,11 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability("a status for too much metadata", True, False, "native answers HTTP 431 or closes"),
     Capability("initial metadata of a failed unary call", True, False, "native drops it"),
 )
+
+
+# Between the last answer and the end of the connections. grpcio waits by itself until what it
+# was given has left; native closes with whatever it still holds.
+LINGER_S: dict[Name, float] = {"grpcio": 0.0, "native": 1.0}
 
 
 def denied(config: ServerConfig) -> list[str]:
@@ -124,7 +129,7 @@ def _options(name: Name, config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", round(config.min_ping_interval_s * 1000)),
         ("grpc.http2.max_ping_strikes", 2 if config.min_ping_interval_s else 0),
         ("grpc.so_reuseport", 0),
-        # Bit 0 is "identity": grpcio refuses compressed requests; native inflates gzip all the same.
+        # Bit 0 is "identity": grpcio refuses compressed requests; native inflates gzip anyway.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_metadata_size", 16 * 1024),
         ("grpc.enable_channelz", 1),

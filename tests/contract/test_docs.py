@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gristmill.errors.v1 import error_reason_pb2
+
 from services.runtime.transports import CAPABILITIES
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -10,7 +11,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def test_every_reason_is_explained() -> None:
     text = (DOCS / "errors.md").read_text(encoding="utf-8")
-    names = [name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()]
+    names = [name.removeprefix("ERROR_REASON_") for name, _ in error_reason_pb2.ErrorReason.items()]
     missing = [name for name in names if name != "UNSPECIFIED" and f"| `{name}` |" not in text]
     assert missing == []
 
@@ -21,5 +22,7 @@ def test_the_capability_table_is_the_code_s() -> None:
         for line in (DOCS / "transports.md").read_text(encoding="utf-8").splitlines()
         if line.startswith("| ") and not line.startswith("| capability")
     ]
-    told = [(r[0].strip(), r[1].strip() == "yes", r[2].strip() == "yes", r[3].strip()) for r in rows]
+    told = [
+        (r[0].strip(), r[1].strip() == "yes", r[2].strip() == "yes", r[3].strip()) for r in rows
+    ]
     assert told == [(c.name, c.grpcio, c.native, c.note) for c in CAPABILITIES]

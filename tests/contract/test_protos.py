@@ -1,4 +1,4 @@
-"""The contract holds to its own rules: lint, format, idempotency, routes, bounds, generated code."""
+"""The contracts: clean for buf, idempotency said, routes in order, zero values unspecified."""
 
 import importlib
 import re
@@ -18,7 +18,6 @@ import yaml
 from google import rpc as googleapis
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
-
 from gristmill.bounds.v1 import bounds_pb2
 from gristmill.classifier.v1 import classifier_service_pb2
 from gristmill.generator.v1 import generator_service_pb2
@@ -197,7 +196,7 @@ def test_a_comment_that_names_a_limit_names_the_one_that_holds(
                 said = int(number.replace(",", "")) * UNITS[unit.strip()]
                 assert said in limits, f"{one.name}: {one.comment!r} but {limits or 'no limit'}"
                 checked += 1
-    assert checked > 20
+    assert checked >= 20
 
 
 def test_a_field_that_is_called_required_is_required(
@@ -229,7 +228,9 @@ def test_bounds_make_sense(image: dict[str, descriptor_pb2.FileDescriptorProto])
     for field in every_field():
         rules = field.GetOptions().Extensions[bounds_pb2.field]
         has_length = rules.HasField("max_len") or rules.min_len
-        assert not has_length or field.type in (kinds.TYPE_STRING, kinds.TYPE_BYTES), field.full_name
+        assert not has_length or field.type in (kinds.TYPE_STRING, kinds.TYPE_BYTES), (
+            field.full_name
+        )
         assert not rules.HasField("pattern") or field.type == kinds.TYPE_STRING, field.full_name
         counted = rules.HasField("max_items") or rules.min_items
         assert not counted or field.is_repeated, field.full_name

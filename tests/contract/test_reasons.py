@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
 from gristmill.errors.v1 import error_reason_pb2
+
 from services.runtime import errors
 
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,10 @@ import grpc
 import pytest
 from google.longrunning import operations_pb2
 from google.protobuf import message_factory
-
 from gristmill.classifier.v1 import classifier_service_pb2_grpc as classifier_rpc
 from gristmill.generator.v1 import generator_service_pb2_grpc as generator_rpc
 from gristmill.registry.v1 import registry_service_pb2_grpc as registry_rpc
+
 from services.classifier.oip import contract as oip
 from services.runtime import errors
 from services.runtime.auth import ALL_SCOPES, PUBLIC, SCOPES, token_hash

@@ -116,9 +116,7 @@ async def test_a_deadline_that_passes_gives_the_permit_back_and_is_counted(
             {
                 "unary": lambda: stub.Classify(request(), timeout=0.3),
                 "stream": lambda: collect(stub.ClassifyStream(stream_request(), timeout=0.3)),
-                "bidi": lambda: collect(
-                    stub.ClassifyBidi(iter([bidi_request("a")]), timeout=0.3)
-                ),
+                "bidi": lambda: collect(stub.ClassifyBidi(iter([bidi_request("a")]), timeout=0.3)),
             }[shape]()
         )
         assert error.code() is Code.DEADLINE_EXCEEDED

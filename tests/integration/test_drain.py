@@ -24,6 +24,7 @@ from tests.harness import (
     health_check,
     health_list,
     health_stream,
+    pb,
     reason,
     request,
     rpc,
@@ -239,6 +240,26 @@ async def test_the_order_of_a_drain(transport: str) -> None:
         await soon(call)
         await soon(drained)
         assert order[1:] == ["answered", ("close", 0)]
+
+
+async def test_large_answers_are_not_cut_off_by_the_end(transport: str) -> None:
+    """What was answered has left before the connections close: ten megabytes at once."""
+    arrived, gate = asyncio.Semaphore(0), asyncio.Event()
+
+    async def unary(_request: Any, _context: Any) -> Any:
+        arrived.release()
+        await gate.wait()
+        return pb.ClassifyResponse(model="y" * 100_000)
+
+    async with serve(Scripted(unary), transport, linger=True) as served:
+        calls = [served.stub.Classify(request()) for _ in range(100)]
+        for _ in calls:
+            await soon(arrived.acquire())
+        drained = asyncio.ensure_future(served.server.drain())
+        gate.set()
+        answers = await soon(asyncio.gather(*calls))
+        assert {len(answer.model) for answer in answers} == {100_000}
+        await soon(drained)
 
 
 async def test_waiting_for_nothing_is_no_wait(transport: str) -> None:

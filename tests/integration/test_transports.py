@@ -543,7 +543,9 @@ async def test_messages_beyond_the_limit_are_refused_both_ways(transport: str) -
         for call in (
             served.stub.Classify(request("x" * 100_001)),
             served.stub.Classify(request(priority=4)),
-            collect(served.stub.ClassifyStream(pb.ClassifyStreamRequest(items=[item("x" * 10**5)]))),
+            collect(
+                served.stub.ClassifyStream(pb.ClassifyStreamRequest(items=[item("x" * 10**5)]))
+            ),
             collect(
                 served.stub.ClassifyBidi(
                     iter([pb.ClassifyBidiRequest(items=[pb.BidiItem(item=item("x" * 10**5))])])
@@ -783,9 +785,7 @@ async def test_a_client_learns_every_method_by_reflection(transport: str, versio
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
-async def test_reflection_finds_messages_files_and_extensions(
-    transport: str, version: str
-) -> None:
+async def test_reflection_finds_messages_files_and_extensions(transport: str, version: str) -> None:
     async with both_pools(transport) as served:
         reflection = Reflection(served.channel, version)
         for symbol in (
@@ -803,9 +803,7 @@ async def test_reflection_finds_messages_files_and_extensions(
             await reflection.load(file_containing_extension=asked)
             == "gristmill/bounds/v1/bounds.proto"
         )
-        answer = await reflection.ask(
-            all_extension_numbers_of_type="google.protobuf.FieldOptions"
-        )
+        answer = await reflection.ask(all_extension_numbers_of_type="google.protobuf.FieldOptions")
         assert 50201 in answer.all_extension_numbers_response.extension_number
 
 
@@ -1105,7 +1103,7 @@ async def test_a_drain_refuses_and_finishes(transport: str) -> None:
         started.set()
         await release.wait()
 
-    async with serve(Scripted(unary), transport) as served:
+    async with serve(Scripted(unary), transport, linger=True) as served:
         accepted = served.stub.Classify(request())
         await soon(started.wait())
         drained = asyncio.ensure_future(served.server.drain())

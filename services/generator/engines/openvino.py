@@ -5,6 +5,7 @@ import json
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,21 +85,27 @@ class OpenVinoEngine:
         self._process: asyncio.subprocess.Process | None = None
         self._ready = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
-        self._closing = False
+        self._closing = asyncio.Event()
         self._started_once = False
 
     async def start(self, timeout_s: float = 300.0) -> None:
         """Start the process; returns when the model is in memory."""
         self._supervisor = asyncio.create_task(self._supervise())
-        # Both read the whole file; side by side they take the time of one.
-        self.tokenizer = await asyncio.to_thread(OpenVinoTokenizer, self._model)
         waiting = asyncio.create_task(self._ready.wait())
-        await asyncio.wait(
-            (waiting, self._supervisor), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        if not self._ready.is_set():
+        try:
+            # Both read the whole file; side by side they take the time of one.
+            self.tokenizer = await asyncio.to_thread(OpenVinoTokenizer, self._model)
+            await asyncio.wait(
+                (waiting, self._supervisor), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            self._check_started()
+        except BaseException:
             waiting.cancel()
             await self.close()
+            raise
+
+    def _check_started(self) -> None:
+        if not self._ready.is_set():
             raise ModelNotReady("the engine did not start; its log says why")
 
     @property
@@ -131,7 +138,7 @@ class OpenVinoEngine:
 
     async def close(self) -> None:
         """End the process."""
-        self._closing = True
+        self._closing.set()
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
         if self._supervisor is not None:
@@ -144,12 +151,12 @@ class OpenVinoEngine:
     async def _supervise(self) -> None:
         """Keep the process alive: one that dies is started again, later each time it dies early."""
         pause = RESTART_S[0]
-        while not self._closing:
+        while not self._closing.is_set():
             started = asyncio.get_running_loop().time()
             code = await self._run()
             was_ready = self._ready.is_set()
             self._ready.clear()
-            if self._closing:
+            if self._closing.is_set():
                 break
             if not was_ready and not self._started_once:
                 _log.error("engine did not start", model=str(self._model.name), exit_code=code)
@@ -159,7 +166,8 @@ class OpenVinoEngine:
             lived = asyncio.get_running_loop().time() - started
             pause = RESTART_S[0] if lived > RESTART_S[1] else min(pause * 2, RESTART_S[1])
             _log.error("engine died", exit_code=code, restart_in_s=pause)
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
         self._fail_all()
 
     def _fail_all(self) -> None:
@@ -185,6 +193,8 @@ class OpenVinoEngine:
             stdout=asyncio.subprocess.DEVNULL,
         )
         theirs.close()
+        if self._closing.is_set():  # while the process was being made
+            self._process.terminate()
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES)
         try:
             while line := await reader.readline():
@@ -201,7 +211,9 @@ class OpenVinoEngine:
             self._ready.set()
             self._on_health(True)
         elif "refused" in message:
-            self._tell(message["refused"], InvalidRequest(f"the engine refused: {message['why']}"))
+            # Above its last line stands where in the engine's own sources that was.
+            why = message["why"].strip().splitlines()[-1:]
+            self._tell(message["refused"], InvalidRequest(f"the engine refused: {''.join(why)}"))
         else:
             self.stats = Stats(*message["stats"])
             for key, ids, logprobs, finish in message["out"]:

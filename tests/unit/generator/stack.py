@@ -147,7 +147,7 @@ async def answer(
         stream = runner.stream(generation, sampling, wants, permit)
         async with aclosing(stream) as found:  # type: ignore[type-var]  # a generator, typed wider
             async for delta in found:
-                deltas.append(delta)  # noqa: PERF401  # what came before a failure is wanted
+                deltas.append(delta)  # what came before a failure is wanted
     return generation
 
 
@@ -164,7 +164,7 @@ async def driven(engine: FakeEngine, work: Awaitable[T]) -> T:
 async def until(true: Callable[[], object]) -> None:
     """Let others run until it is so."""
     async with asyncio.timeout(SOON_S):
-        while not true():  # noqa: ASYNC110  # what is waited for has no event
+        while not true():  # what is waited for has no event
             await asyncio.sleep(0)
 
 

@@ -491,8 +491,10 @@ async def test_close_waits_for_no_caller_that_left() -> None:
 
 
 async def test_the_metrics_count_what_the_batcher_counts() -> None:
-    before = {name: metric("gristmill_items_total", model="rig", version="1", outcome=name) for name
-              in ("completed", "failed", "expired", "cancelled")}
+    before = {
+        name: metric("gristmill_items_total", model="rig", version="1", outcome=name)
+        for name in ("completed", "failed", "expired", "cancelled")
+    }
     async with rig(held=True) as r:
         r.device.bad = {3}
         await r.begin(1)
@@ -532,7 +534,7 @@ class BatcherMachine(RuleBasedStateMachine):
             held=True, instances=2, clock=self.clock, max_batch_size=3, max_batch_tokens=24
         )
         self.rig = self._do(self._context.__aenter__())
-        self.rig.device.bad = {value for value in range(0, 10_000, 13)}
+        self.rig.device.bad = set(range(0, 10_000, 13))
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(soon(work))

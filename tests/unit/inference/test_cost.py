@@ -45,7 +45,9 @@ def test_a_device_that_becomes_slower_is_noticed() -> None:
     assert model.seconds(1, 1000) == pytest.approx(0.404, rel=0.1)
 
 
-@given(OBSERVED, st.integers(0, 50), st.integers(0, 10**6), st.integers(0, 50), st.integers(0, 10**6))
+@given(
+    OBSERVED, st.integers(0, 50), st.integers(0, 10**6), st.integers(0, 50), st.integers(0, 10**6)
+)
 def test_predictions_are_never_negative_and_grow_with_the_work(
     observed: list[tuple[int, float]], batches: int, tokens: int, more: int, longer: int
 ) -> None:

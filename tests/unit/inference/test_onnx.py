@@ -1,4 +1,4 @@
-"""ONNX Runtime on a model made here: its signature, its instances, and that batching is harmless."""
+"""ONNX Runtime on a model made here: its signature, its instances; batching is harmless."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,10 @@ def masked_sum(tmp_path: Path) -> Path:
     return saved(
         tmp_path / "sum.onnx",
         nodes,
-        [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "t"]) for name in (ids, mask)],
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "t"])
+            for name in (ids, mask)
+        ],
         [helper.make_tensor_value_info("total", TensorProto.INT64, ["n"])],
         helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
     )

@@ -216,7 +216,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.the_books_agree()
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=80, stateful_step_count=40, deadline=None
+)
 TestScheduler = SchedulerMachine.TestCase
 
 

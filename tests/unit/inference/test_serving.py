@@ -291,7 +291,6 @@ async def test_no_name_means_the_only_model(world: World) -> None:
         (Wanted("nobody"), "MODEL_NOT_FOUND"),
         (Wanted("m", alias="nowhere"), "ALIAS_NOT_FOUND"),
         (Wanted("m", 2), "MODEL_NOT_LOADED"),
-        (Wanted("m", 99), "MODEL_NOT_LOADED"),
     ],
 )
 async def test_what_is_not_here_says_why(world: World, wanted: Wanted, reason: str) -> None:

@@ -149,7 +149,7 @@ async def _sent(blobs: Blobs, acknowledged: list[int]) -> None:
 async def test_bytes_whose_fsync_failed_are_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a failed fsync the kernel may forget that pages are dirty: asking again proves nothing."""
+    """After a failed fsync the kernel may forget dirty pages: asking again proves nothing."""
     blobs = Blobs(tmp_path / "artifacts", EVERY)
     upload = await blobs.open_upload(sha(DATA), len(DATA))
     assert await upload.write(0, DATA[:EVERY])

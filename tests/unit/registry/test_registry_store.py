@@ -1,4 +1,4 @@
-"""One write, one transaction, one change each: etags, request ids, trials, and what a restart keeps."""
+"""One write, one transaction, one change: etags, request ids, trials, what a restart keeps."""
 
 import asyncio
 import re

@@ -12,14 +12,14 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from gristmill.bounds.v1 import bounds_pb2
 from gristmill.classifier.v1 import classifier_service_pb2 as classifier_pb
 from gristmill.classifier.v1 import item_pb2, options_pb2
 from gristmill.generator.v1 import generator_service_pb2 as generator_pb
 from gristmill.registry.v1 import registry_service_pb2 as registry_pb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from services.runtime.bounds import MAX_VIOLATIONS, Bounds
 from services.runtime.errors import INVALID_FIELD, InvalidRequest, Violation
 from tests.harness import item, request
@@ -352,8 +352,10 @@ def numbers(one: FieldDescriptor, rules: bounds_pb2.Bounds) -> st.SearchStrategy
         )
     signed = one.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64)
     floor = -(2**31) if signed else 0
-    least = max(floor if low is None else int(low), int(rules.greater_than) + 1 if (
-        rules.HasField("greater_than")) else floor)
+    least = max(
+        floor if low is None else int(low),
+        int(rules.greater_than) + 1 if (rules.HasField("greater_than")) else floor,
+    )
     return st.integers(least, int(high) if high is not None else 2**31 - 1)
 
 
@@ -366,7 +368,9 @@ def texts(one: FieldDescriptor, rules: bounds_pb2.Bounds) -> st.SearchStrategy[A
     sizes = st.sampled_from(sorted({least, min(least + 3, most), most}))
     if one.type == BYTES:
         return sizes.map(bytes)
-    return sizes.flatmap(lambda size: st.sampled_from(["a", "é", "\U0001f600"]).map(lambda c: c * size))
+    return sizes.flatmap(
+        lambda size: st.sampled_from(["a", "é", "\U0001f600"]).map(lambda c: c * size)
+    )
 
 
 def values(one: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:

@@ -42,7 +42,7 @@ def test_statuses_are_set_removed_and_unknown() -> None:
 
 def test_a_model_is_named_by_its_resource() -> None:
     health = Health()
-    health.model("m", True)  # noqa: FBT003  # a callback's own shape
+    health.model("m", True)  # a callback's own shape
     assert health.statuses()["models/m"] == SERVING
     health.model("m", None)
     assert "models/m" not in health.statuses()
@@ -152,7 +152,7 @@ async def test_a_watch_of_an_unknown_name_waits_for_it(transport: str) -> None:
 
 @pytest.mark.parametrize("name", ["", SERVICE, "models/unknown"])
 async def test_the_drain_ends_a_watch_with_its_reason(transport: str, name: str) -> None:
-    async with serve(Scripted(), transport) as served:
+    async with serve(Scripted(), transport, linger=True) as served:
         watch = health_stream(served.channel, name)
         unknown = name not in ("", SERVICE)
         assert await read(watch) == (SERVICE_UNKNOWN if unknown else SERVING)

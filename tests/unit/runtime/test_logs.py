@@ -103,7 +103,9 @@ def test_hostile_text_in_an_exception_stays_there(
 
 
 @pytest.mark.parametrize("style", ["json", "text"])
-@pytest.mark.parametrize("key", ["authorization", "Authorization", "token", "api_token", "password"])
+@pytest.mark.parametrize(
+    "key", ["authorization", "Authorization", "token", "api_token", "password"]
+)
 def test_secrets_by_name_are_withheld(
     capsys: pytest.CaptureFixture[str], style: Style, key: str
 ) -> None:
@@ -226,9 +228,7 @@ async def test_tokens_are_never_logged(
         raise RuntimeError("boom")
 
     tokens = tmp_path / "tokens.yaml"
-    tokens.write_text(
-        f"tokens: [{{identity: ann, sha256: {token_hash(TOKEN)}, scopes: [infer]}}]"
-    )
+    tokens.write_text(f"tokens: [{{identity: ann, sha256: {token_hash(TOKEN)}, scopes: [infer]}}]")
     logs.configure("harness", "debug", style)
     config = {"token_file": tokens, "log_sample_every": 1}
     async with serve(Scripted(unary=fail), transport, **config) as served:

@@ -85,7 +85,9 @@ def test_the_table_is_whole() -> None:
     kinds = {
         kind
         for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, GristmillError) and kind is not GristmillError
+        if isinstance(kind, type)
+        and issubclass(kind, GristmillError)
+        and kind is not GristmillError
     }
     assert {row[0] for row in TABLE} == kinds == set(status.TABLE)
 
@@ -158,9 +160,7 @@ def test_retry_info_is_the_hint_never_zero(given_s: float | None) -> None:
 
 @given(seconds=st.floats(0.001, 1e6))
 def test_retry_info_never_says_earlier_than_the_error(seconds: float) -> None:
-    (retry,) = details(
-        status.to_status(errors.QuotaExceeded("", retry_after_s=seconds)), RetryInfo
-    )
+    (retry,) = details(status.to_status(errors.QuotaExceeded("", retry_after_s=seconds)), RetryInfo)
     assert 0 <= retry.retry_delay.nanos < 10**9
     delay = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     assert delay == pytest.approx(seconds, abs=2e-9)
@@ -188,9 +188,7 @@ def test_an_error_of_any_size_fits_what_clients_take(text: str) -> None:
 
 
 def test_an_ordinary_list_of_violations_stays_whole() -> None:
-    found = [
-        Violation(f"items[{n}].tensors.tensors[0].datatype", "is required") for n in range(32)
-    ]
+    found = [Violation(f"items[{n}].tensors.tensors[0].datatype", "is required") for n in range(32)]
     answer = status.to_status(errors.InvalidRequest("32 wrong", violations=found))
     (bad,) = details(answer, BadRequest)
     assert [v.field for v in bad.field_violations] == [v.field for v in found]

@@ -30,7 +30,7 @@ def serve(
     context: typer.Context,
     server: Annotated[Server, typer.Argument(help="Which server.")],
 ) -> None:
-    """Run a server here, or all of them with the small models. More arguments are its own: `-- --help` lists them."""
+    """Run a server here, or all with small models. More arguments are its own: see `-- --help`."""
     module = MODULES.get(server, f"services.{server.value}")
     if not is_runnable(module, [os.getcwd(), *sys.path]):
         typer.echo(
