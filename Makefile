@@ -90,6 +90,14 @@ COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-
 lock: $(VENV)/.uv ## Renew the pinned dependencies
 	$(COMPILE) --extra dev -o requirements/dev.txt
 	$(COMPILE) --extra suite -c requirements/dev.txt -o requirements/suite.txt
+	for extra in classifier generator registry gateway models; do \
+	  $(COMPILE) --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt; done
+
+BASE = $(shell sed -n 's/^ARG BASE=//p' services/registry/Dockerfile)
+
+images: ## Build the container images, all on one base pinned by its digest
+	@digest=$$(docker buildx imagetools inspect --format '{{.Manifest.Digest}}' $(BASE)); \
+	GRISTMILL_TOKEN=unused-while-building docker compose build --build-arg BASE=$(BASE)@$$digest
 
 clean: ## Remove what can be made again
 	rm -rf $(VENV) .tools .cache data

@@ -75,6 +75,7 @@ class Classifier:
         self._threads = threads
         # Not `self`: the metric lives as long as the process, the model need not.
         metrics.QUEUE_ITEMS.labels(manifest.name).set_function(lambda: admission.items)
+        metrics.QUEUE_LIMIT.labels(manifest.name).set(admission.limits.max_items)
 
     async def classify(
         self,
@@ -134,7 +135,7 @@ class Classifier:
                 asked.deadline,
                 cost,
                 self.batcher.predicted_wait_s(items, asked.deadline, asked.priority),
-                self.batcher.drain_s(),
+                self.batcher.drain_s,
             )
         except GristmillError as error:
             metrics.REJECTED.labels(self.manifest.name, error.reason_given).inc()

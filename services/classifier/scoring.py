@@ -65,12 +65,17 @@ def _from_logits(logits: NDArray[np.float64], *, multi_label: bool) -> NDArray[n
 
 def choose(scores: NDArray[np.float64], labels: Sequence[str], choice: Choice) -> list[Label]:
     """The labels wanted, best first; equal ones by index."""
-    order = np.argsort(-scores, kind="stable")
-    if choice.threshold is not None:
-        order = order[scores[order] >= choice.threshold]
+    if choice.top_k == 1 and choice.threshold is None:
+        order = [int(scores.argmax())]  # the first of equals, and no sorting for the usual call
     else:
-        order = order[: choice.top_k]
-    return [Label(_name(labels, int(i)), int(i), float(scores[i])) for i in order]
+        order = np.argsort(-scores, kind="stable").tolist()
+    if choice.threshold is not None:
+        order = [i for i in order if scores[i] >= choice.threshold]
+    return [Label(_name(labels, i), i, float(scores[i])) for i in order[: _most(choice)]]
+
+
+def _most(choice: Choice) -> int | None:
+    return choice.top_k if choice.threshold is None else None
 
 
 def _name(labels: Sequence[str], index: int) -> str:

@@ -109,6 +109,13 @@ class Generator:
         self._threads = threads
         self._default_max_tokens = default_max_tokens
         self._clock = clock
+        # Not `self`: the metrics live as long as the process, the model need not.
+        name = manifest.name
+        metrics.QUEUE_ITEMS.labels(name).set_function(lambda: admission.items)
+        metrics.QUEUE_LIMIT.labels(name).set(admission.limits.max_items)
+        metrics.GEN_RUNNING.labels(name).set_function(lambda: engine.stats.running)
+        metrics.GEN_CACHE.labels(name).set_function(lambda: engine.stats.cache_usage)
+        metrics.GEN_ORPHANED.labels(name).set_function(lambda: engine.stats.orphaned_steps)
 
     @property
     def max_context_tokens(self) -> int:

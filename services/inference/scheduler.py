@@ -44,28 +44,26 @@ class Entry:
         return self.order[1]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
-    """Items that run together, the head first."""
+    """Items that run together, the head first; never changed once made."""
 
     entries: tuple[Entry, ...]
     released: Released
     """What closed it; `drained`: nothing more waited."""
+    longest: int = field(init=False)
+    """What every item is padded to."""
+    tokens: int = field(init=False)
+    """What is not padding."""
 
-    @property
-    def longest(self) -> int:
-        """What every item is padded to."""
-        return max(entry.length for entry in self.entries)
+    def __post_init__(self) -> None:
+        self.longest = max(entry.length for entry in self.entries)
+        self.tokens = sum(entry.length for entry in self.entries)
 
     @property
     def padded_tokens(self) -> int:
         """What the batch costs."""
         return self.longest * len(self.entries)
-
-    @property
-    def tokens(self) -> int:
-        """What of that is not padding."""
-        return sum(entry.length for entry in self.entries)
 
 
 @dataclass(slots=True)

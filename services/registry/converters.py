@@ -76,7 +76,7 @@ def model_out(record: ModelRecord) -> model_pb2.Model:
 
 def version_out(record: VersionRecord, blobs: Blobs | None = None) -> model_pb2.ModelVersion:
     """A version; with `blobs`, each artifact says whether its bytes are here."""
-    ready = record.state == "ready"
+    whole = record.state != "uploading"  # nothing is checked before all the bytes are here
     return model_pb2.ModelVersion(
         name=record.name,
         version=record.version,
@@ -86,7 +86,7 @@ def version_out(record: VersionRecord, blobs: Blobs | None = None) -> model_pb2.
                 path=a.path,
                 size_bytes=a.size_bytes,
                 sha256=a.sha256,
-                stored=ready or (blobs is not None and blobs.has(a.sha256, a.size_bytes)),
+                stored=whole or (blobs is not None and blobs.has(a.sha256, a.size_bytes)),
             )
             for a in record.artifacts
         ],

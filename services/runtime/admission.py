@@ -26,6 +26,14 @@ MAX_BUCKETS = 10_000
 CLOCK_SLACK_S = 1e-6
 
 
+Seconds = Callable[[], float]
+
+
+def one_s() -> float:
+    """The hint where nothing better is known."""
+    return 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What a piece of work takes up while it waits and runs."""
@@ -112,11 +120,16 @@ class Admission:
         self.refused: dict[str, int] = {}
 
     def admit(
-        self, identity: str, deadline: Deadline, cost: Cost, wait_s: float = 0.0, drain_s: float = 1
+        self,
+        identity: str,
+        deadline: Deadline,
+        cost: Cost,
+        wait_s: float = 0.0,
+        drain_s: Seconds = one_s,
     ) -> Permit:
         """Grant a permit, or raise what refuses it.
 
-        `wait_s` is the predicted time until the work could be done, `drain_s` the predicted time
+        `wait_s` is the predicted time until the work could be done, `drain_s` tells the time
         until the queue has room again: the hint to a caller that finds it full.
         """
         now = self._clock()
@@ -136,7 +149,7 @@ class Admission:
         deadline: Deadline,
         cost: Cost,
         wait_s: float,
-        drain_s: float,
+        drain_s: Seconds,
         now: float,
     ) -> None:
         if self.draining:
@@ -152,12 +165,12 @@ class Admission:
         if self.items + cost.items > self.limits.max_items:
             raise Overloaded(
                 f"the queue is full: {self.items} of {self.limits.max_items} items",
-                retry_after_s=drain_s,
+                retry_after_s=drain_s(),
             )
         if self.bytes + cost.bytes > self.limits.max_bytes:
             raise Overloaded(
                 f"the queue is full: {self.bytes} of {self.limits.max_bytes} bytes",
-                retry_after_s=drain_s,
+                retry_after_s=drain_s(),
             )
         self._charge(identity, cost.units, now)
 

@@ -30,6 +30,7 @@ ITEMS = Counter(
 )
 REJECTED = Counter("gristmill_rejected", "Messages refused at admission.", ["model", "reason"])
 QUEUE_ITEMS = Gauge("gristmill_queue_items", "Items admitted and not answered.", ["model"])
+QUEUE_LIMIT = Gauge("gristmill_queue_limit_items", "Items that are admitted at most.", ["model"])
 QUEUE_SECONDS = Histogram(
     "gristmill_queue_seconds", "Time in the queue.", ["model"], buckets=STAGE_BUCKETS
 )
@@ -101,11 +102,12 @@ GEN_TOKENS = Counter(
     "gristmill_generator_tokens", "Tokens by kind: prompt, completion.", ["model", "kind"]
 )
 GEN_RUNNING = Gauge("gristmill_generator_running", "Prompts in the engine.", ["model"])
-GEN_ORPHANED = Counter(
+GEN_ORPHANED = Gauge(
     "gristmill_generator_orphaned_steps",
-    "Steps computed for a prompt more than one step after it was aborted.",
+    "Steps that still held an aborted prompt after the step that ends it, since the engine began.",
     ["model"],
 )
+GEN_CACHE = Gauge("gristmill_generator_cache_ratio", "Key-value cache in use, 0 to 1.", ["model"])
 
 HTTP_DURATION = Histogram(
     "http_server_request_duration_seconds",

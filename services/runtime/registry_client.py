@@ -34,28 +34,34 @@ Changed = Callable[[Catalog], Awaitable[None]]
 
 def channel(address: str, ca: Path | None, token_file: Path | None) -> grpc.aio.Channel:
     """A channel to the registry, with TLS and a token where they are configured."""
-    interceptors = [_Token(token_file.read_text().strip())] if token_file else []
+    token = token_file.read_text(encoding="utf-8").strip() if token_file else ""
+    interceptors = [_UnaryToken(token), _StreamToken(token)] if token else []
     if ca is None:
         return grpc.aio.insecure_channel(address, OPTIONS, interceptors=interceptors)
     credentials = grpc.ssl_channel_credentials(ca.read_bytes())
     return grpc.aio.secure_channel(address, credentials, OPTIONS, interceptors=interceptors)
 
 
-class _Token(grpc.aio.UnaryUnaryClientInterceptor, grpc.aio.UnaryStreamClientInterceptor):
-    """Puts the token on each call."""
+class _Token:
+    """Puts the token on a call."""
 
     def __init__(self, token: str) -> None:
         self._header = ("authorization", f"Bearer {token}")
 
-    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-        return await continuation(self._with_token(details), request)
-
-    async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
-        return await continuation(self._with_token(details), request)
-
     def _with_token(self, details: Any) -> Any:
         metadata = grpc.aio.Metadata(*(details.metadata or ()), self._header)
         return details._replace(metadata=metadata)
+
+
+# Two, since a channel takes an interceptor for the first kind of call that it finds in it.
+class _UnaryToken(_Token, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return await continuation(self._with_token(details), request)
+
+
+class _StreamToken(_Token, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        return await continuation(self._with_token(details), request)
 
 
 class RegistryClient:

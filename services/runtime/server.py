@@ -8,6 +8,7 @@ service closes its backends, exporters are flushed, exit 0. A second signal exit
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,10 @@ class Service:
     """Awaited when nothing is in hand any more: backends close."""
 
 
+class CannotStart(ValueError):
+    """What is configured cannot be: an address in use, a token file that cannot be read."""
+
+
 class Server:
     """One listening gRPC process."""
 
@@ -53,11 +58,15 @@ class Server:
         self.health = health
         self._service = service
         self._log = logs.get_logger()
-        name, why = transports.choose(config)
+        try:
+            name, why = transports.choose(config)
+            tokens = TokenFile.read(config.token_file) if config.token_file else None
+            self._grpc, self.port = transports.build(name, config)
+        except (ValueError, OSError) as error:
+            raise CannotStart(str(error)) from error
         self.transport = name
         self.linger_s = transports.LINGER_S[name]
         self._tracing = Tracing(service.name, config.otlp_endpoint, config.trace_sample_ratio)
-        tokens = TokenFile.read(config.token_file) if config.token_file else None
         self.interceptor = Interceptor(
             Authenticator(tokens),
             self._tracing,
@@ -65,7 +74,6 @@ class Server:
             config.log_sample_every,
             pushback=name == "grpcio",
         )
-        self._grpc, self.port = transports.build(name, config)
         self._register()
         self._log.info("transport chosen", transport=name, why=why)
 
@@ -158,7 +166,15 @@ def _reflection_handlers(servicer: Any) -> dict[str, Handler]:
 
 
 def main(run: Callable[[], Awaitable[None]]) -> None:
-    """Run a process on uvloop where it is installed."""
+    """Run a process on uvloop where it is installed; what it cannot start with is one line."""
+    try:
+        _on_loop(run)
+    except CannotStart as error:
+        sys.stderr.write(f"cannot start: {error}\n")
+        sys.exit(2)
+
+
+def _on_loop(run: Callable[[], Awaitable[None]]) -> None:
     try:
         import uvloop
     except ImportError:

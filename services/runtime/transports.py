@@ -30,7 +30,7 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability("deadlines and cancellation", True, True),
     Capability("message size limits", True, True),
     Capability("keepalive of silent connections", True, True),
-    Capability("drain", True, True, "native: a second for the last answers to leave"),
+    Capability("drain", True, True),
     Capability("TLS and mutual TLS", True, False),
     Capability("maximum connection age", True, False),
     Capability("limits on client pings", True, False, "native answers every ping"),

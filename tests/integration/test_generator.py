@@ -29,6 +29,7 @@ from services.generator.engines.openvino import OpenVinoEngine, OpenVinoTokenize
 from services.generator.generator import Generator
 from services.generator.servicer import GeneratorServicer
 from services.generator.text import Detokenizer
+from services.inference.serving import Serving
 from services.runtime.errors import EngineRestarting, InvalidRequest
 from services.runtime.server import Service
 from tests.harness import (
@@ -66,6 +67,7 @@ class Running:
 
     served: Served
     generator: Generator
+    models: Serving[Generator]
     stub: Any
 
     @property
@@ -86,7 +88,7 @@ async def running(
             "generator", servicers=[(rpc.add_GeneratorServiceServicer_to_server, servicer)]
         )
         async with serve(service, transport, **config) as served:
-            yield Running(served, one, rpc.GeneratorServiceStub(served.channel))
+            yield Running(served, one, models, rpc.GeneratorServiceStub(served.channel))
             await served.idle()
             assert one.admission.items == 0, "a permit was not returned"
 
@@ -576,13 +578,15 @@ class TestOtherCalls:
             ref = model_pb2.ModelRef(model=NAME)
             call = r.stub.UnloadModel(pb.UnloadModelRequest(model=ref))
             unloading = asyncio.ensure_future(call.code())
-            # The wire is in order: this answer comes after the unload has begun.
-            error = await failure(r.stub.Generate(asking(text("a"))))
-            assert error.code() is Code.UNAVAILABLE
+            await until(lambda: [one.state for one in r.models.models()] == ["draining"])
+            request = asking(text("a"))
+            request.model.CopyFrom(ref)
+            error = await failure(r.stub.Generate(request))
+            assert (error.code(), reason(error)) == (Code.NOT_FOUND, "MODEL_NOT_LOADED")
             assert not unloading.done()
             with stepping(engine):
-                rest = await rest(stream)
-            assert rest[-1].HasField("finished")
+                left = await rest(stream)
+            assert left[-1].HasField("finished")
             assert await soon(unloading) is Code.OK
 
 

@@ -1024,6 +1024,16 @@ def test_auto_takes_native_where_nothing_speaks_against_it() -> None:
     assert transports.choose(HarnessConfig(transport="grpcio")) == ("grpcio", "configured")
 
 
+@proves("compressed requests are refused")
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.com"])
+def test_auto_takes_grpcio_where_strangers_could_send_a_bomb(host: str) -> None:
+    """Native, which would inflate it, is taken there only where an operator says so."""
+    name, why = transports.choose(HarnessConfig(host=host, insecure=True))
+    assert (name, "inflates" in why) == ("grpcio", True)
+    asked = HarnessConfig(host=host, insecure=True, transport="native")
+    assert transports.choose(asked)[0] == "native"
+
+
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CA, a server that it signed for this machine, a client, and a stranger's client."""

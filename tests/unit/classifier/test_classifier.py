@@ -13,7 +13,7 @@ import pytest
 
 from services.classifier.classifier import Answer, Asked, Starter
 from services.classifier.scoring import Choice
-from services.inference.items import FeaturesItem, Item, TextItem
+from services.inference.items import FeaturesItem, Item
 from services.inference.manifest import SCHEMA, Manifest
 from services.runtime.admission import Limits
 from services.runtime.catalog import VersionEntry
@@ -26,7 +26,7 @@ from services.runtime.errors import (
     Overloaded,
     UnsupportedField,
 )
-from tests.harness import metric, soon
+from tests.harness import SOON_S, metric, soon
 from tests.unit.classifier.models import FIRST_TOKEN, World, number_of, text_item
 from tests.unit.inference.fakes import Device
 
@@ -184,7 +184,7 @@ async def test_a_model_that_was_unloaded_is_no_longer_in_memory(world: World) ->
     await world.add("m", 2)
     gone = weakref.ref(world.runners.pop(("m", 1)))
     backend = weakref.ref(gone().backend)  # type: ignore[union-attr]  # still held by the serving set
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SOON_S):
         while len(world.serving.models()) > 1:
             await asyncio.sleep(0.001)
     gc.collect()
@@ -206,7 +206,3 @@ async def test_a_manifest_that_names_no_model_cannot_start(
     manifest = Manifest.model_validate(least | {"files": {"model": "m.onnx"}} | changes)
     with ThreadPoolExecutor(1) as threads, pytest.raises(InvalidRequest, match=said):
         await soon(Starter(threads).start(VersionEntry("m", 1, "d", ()), manifest, tmp_path))
-
-
-def test_items_are_told_apart_by_their_type() -> None:
-    assert text_item(3, words=2) == TextItem("n3 n0")

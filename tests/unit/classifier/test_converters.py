@@ -97,7 +97,10 @@ def test_an_answer_is_labels_and_timings() -> None:
     )
     result = to.result_out(answer, "id")
     found = result.classification
-    assert [(x.label, x.index, x.score) for x in found.labels] == [("yes", 1, 0.75), ("no", 0, 0.25)]
+    assert [(x.label, x.index, x.score) for x in found.labels] == [
+        ("yes", 1, 0.75),
+        ("no", 0, 0.25),
+    ]
     assert list(found.probabilities) == [0.25, 0.75]
     assert (found.truncated, found.tokens, found.cached) == (True, 12, False)
     timings = result.timings

@@ -97,7 +97,7 @@ class Rig:
         deadline = Deadline(self.clock() + within_s)
         wait_s = self.batcher.predicted_wait_s(items, deadline, priority)
         cost = Cost(len(items), sum(item.nbytes for item in items))
-        return self.admission.admit("me", deadline, cost, wait_s, self.batcher.drain_s())
+        return self.admission.admit("me", deadline, cost, wait_s, self.batcher.drain_s)
 
     def wait_s(self, within_s: float, priority: int = 5) -> float:
         """The predicted wait of one item."""

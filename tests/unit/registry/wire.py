@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -95,8 +96,21 @@ class Wire:
         return (await soon(self.stub.CreateModelVersion(request))).version
 
     async def upload(self, version: str, path: str, data: bytes, chunk: int = CHUNK) -> list[int]:
-        """Upload all of an artifact from where it stands; gives the durable offsets."""
-        sending = Sending(self.stub)
+        """Upload all of an artifact from where it stands; gives the durable offsets.
+
+        Where another call has the same bytes in hand, either may be told to begin again.
+        """
+        while True:
+            try:
+                return await self._upload(Sending(self.stub), version, path, data, chunk)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.ABORTED:
+                    raise
+                await asyncio.sleep(random.random() * 0.02)
+
+    async def _upload(
+        self, sending: Sending, version: str, path: str, data: bytes, chunk: int
+    ) -> list[int]:
         answers = [await sending.start(version, path)]
         if not answers[0].complete:
             at = answers[0].durable_bytes

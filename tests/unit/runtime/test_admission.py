@@ -231,7 +231,7 @@ def test_a_full_queue_says_when_it_will_have_room() -> None:
     queue = admission(FakeClock(), max_items=1)
     queue.admit("ann", Deadline(LATER), Cost(1))
     with pytest.raises(errors.Overloaded) as refused:
-        queue.admit("bob", Deadline(LATER), Cost(1), drain_s=2.5)
+        queue.admit("bob", Deadline(LATER), Cost(1), drain_s=lambda: 2.5)
     assert refused.value.retry_after_s == 2.5
 
 
