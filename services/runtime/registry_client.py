@@ -35,7 +35,9 @@ Changed = Callable[[Catalog], Awaitable[None]]
 def channel(address: str, ca: Path | None, token_file: Path | None) -> grpc.aio.Channel:
     """A channel to the registry, with TLS and a token where they are configured."""
     token = token_file.read_text(encoding="utf-8").strip() if token_file else ""
-    interceptors = [_UnaryToken(token), _StreamToken(token)] if token else []
+    interceptors: list[grpc.aio.ClientInterceptor] = (
+        [_UnaryToken(token), _StreamToken(token)] if token else []
+    )
     if ca is None:
         return grpc.aio.insecure_channel(address, OPTIONS, interceptors=interceptors)
     credentials = grpc.ssl_channel_credentials(ca.read_bytes())

@@ -15,9 +15,9 @@ from typing import Any
 
 import grpc
 import pytest
+from gristmill.classifier.v1 import options_pb2
 from numpy.typing import NDArray
 
-from gristmill.classifier.v1 import options_pb2
 from services.classifier.servicer import ClassifierServicer
 from services.runtime.admission import Limits
 from tests.harness import SOON_S, Served, classifier, metric, metric_sum, pb, serve

@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
-
 from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2, result_pb2
 from gristmill.registry.v1 import model_pb2
+
 from services.classifier.classifier import Classifier, Starter
 from services.classifier.oip.contract import SERVICE as OIP
 from services.classifier.oip.contract import method_handlers

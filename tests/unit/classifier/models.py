@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import yaml
+from gristmill.classifier.v1 import item_pb2, result_pb2
 from numpy.typing import NDArray
 
-from gristmill.classifier.v1 import item_pb2, result_pb2
 from services.classifier.classifier import Answer, Classifier
 from services.inference import preprocessing
 from services.inference.backend import Instance, TensorSpec

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from google.rpc import code_pb2, error_details_pb2
+from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2
+from gristmill.registry.v1 import model_pb2, signature_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2
-from gristmill.registry.v1 import model_pb2, signature_pb2
 from services.classifier import converters as to
 from services.classifier.classifier import Answer, Classifier
 from services.classifier.scoring import Choice, Label
