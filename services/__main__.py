@@ -20,6 +20,8 @@ from services.runtime import standard
 from services.runtime.health import SERVING
 
 MODELS = ("sentiment", "iris", "smollm2")
+PROCESSES = ("registry", "classifier", "generator", "gateway")
+"""In the order of their admin ports."""
 START_S = 900.0
 """The first start fetches models over the network."""
 DRAIN_S = 45.0
@@ -59,10 +61,13 @@ class Suite:
         ports = self._options
         registry = f"127.0.0.1:{ports.registry_port}"
         cache = self._data / "cache"
-        await self._spawn("registry", "services.registry", f"--data-dir={self._data / 'registry'}")
         follow = f"--registry={registry}"
-        for name in ("classifier", "generator"):
-            await self._spawn(name, f"services.{name}", follow, f"--cache-dir={cache / name}")
+        # The generator takes longest, and begins with what it remembers before the registry is up.
+        generator = f"--cache-dir={cache / 'generator'}"
+        await self._spawn("generator", "services.generator", follow, generator)
+        await self._spawn("registry", "services.registry", f"--data-dir={self._data / 'registry'}")
+        classifier = f"--cache-dir={cache / 'classifier'}"
+        await self._spawn("classifier", "services.classifier", follow, classifier)
         await self._spawn(
             "gateway",
             "gateway",
@@ -74,9 +79,8 @@ class Suite:
         await self._do("models", sys.executable, *build)
         await self._serving(registry, "")
         client = str(Path(sys.executable).with_name("gristmill"))
-        for model in MODELS:
-            folder = str(self._options.cache / "models" / model)
-            await self._do("push", client, f"--registry={registry}", "push", folder, "--alias=live")
+        folders = [str(self._options.cache / "models" / model) for model in MODELS]
+        await self._do("push", client, f"--registry={registry}", "push", "--alias=live", *folders)
         for port, names in (
             (ports.classifier_port, ("models/sentiment", "models/iris", "")),
             (ports.generator_port, ("models/smollm2", "")),
@@ -111,7 +115,7 @@ class Suite:
                 "-m",
                 module,
                 f"--port={port}",
-                f"--admin-port={self._options.admin_port_base + len(self._children)}"
+                f"--admin-port={self._options.admin_port_base + PROCESSES.index(name)}"
                 if self._options.admin_port_base
                 else "--admin-port=0",
                 *arguments,

@@ -1,6 +1,5 @@
 """Log lines: one JSON object each, control characters escaped, never a token."""
 
-import json
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -44,11 +43,6 @@ def _printable(text: str) -> str:
     )
 
 
-def _json(event: object, **options: Any) -> str:
-    # ASCII only, so newlines, escapes and bidi marks cannot leave their string; DEL is ASCII.
-    return json.dumps(event, **options).replace("\x7f", "\\u007f")
-
-
 def _is_ours(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(CALLERS_DOING)
 
@@ -69,8 +63,9 @@ def configure(service: str, level: str, style: Literal["json", "text"]) -> None:
         structlog.processors.format_exc_info,
         _redact,
     ]
+    # json.dumps writes ASCII only, so newlines, escapes and bidi marks cannot leave their string.
     final: list[structlog.types.Processor] = (
-        [structlog.processors.JSONRenderer(serializer=_json)]
+        [structlog.processors.JSONRenderer()]
         if style == "json"
         else [_escape, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )

@@ -5,9 +5,10 @@ import hashlib
 import json
 import os
 import random
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -29,6 +30,9 @@ OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# As the contract has it: plain names joined by "/".
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 Changed = Callable[[Catalog], Awaitable[None]]
 
 
@@ -100,12 +104,15 @@ class RegistryClient:
 
     async def fetch(self, version: VersionEntry) -> Path:
         """A folder with the version's files, each checked against its digest."""
-        folder = self._cache / "versions" / version.digest
-        for artifact in version.artifacts:
-            blob = self._cache / "blobs" / artifact.sha256
+        folder = self._cache / "versions" / _digest(version.digest)
+        places = [
+            (artifact, self._cache / "blobs" / _digest(artifact.sha256), _within(artifact.path))
+            for artifact in version.artifacts
+        ]
+        for artifact, blob, path in places:
             if not await asyncio.to_thread(_matches, blob, artifact):
                 await self._download(version, artifact, blob)
-            link = folder / _within(artifact.path)
+            link = folder / path
             link.parent.mkdir(parents=True, exist_ok=True)
             if not (link.exists() and link.samefile(blob)):
                 _replace_by_link(blob, link)
@@ -140,10 +147,13 @@ class RegistryClient:
         request = pb.DownloadArtifactRequest(
             version=f"models/{version.model}/versions/{version.version}", path=artifact.path
         )
+        call = self._stub.DownloadArtifact(request)
         try:
             with part.open("wb") as file:
-                async for response in self._stub.DownloadArtifact(request):
+                async for response in call:
                     await asyncio.to_thread(file.write, response.chunk.data)
+                    if file.tell() > artifact.size_bytes:
+                        raise DataLoss(f"{artifact.path} is longer than the registry said")
             if not await asyncio.to_thread(_matches, part, artifact):
                 raise DataLoss(f"{artifact.path} does not match its SHA-256")
             part.replace(blob)
@@ -152,12 +162,13 @@ class RegistryClient:
                 raise DataLoss(f"{artifact.path}: {error.details()}") from error
             raise UpstreamUnavailable(f"the registry did not send {artifact.path}") from error
         finally:
+            call.cancel()
             part.unlink(missing_ok=True)
 
     def _remembered(self) -> Catalog:
         try:
             return Catalog.from_json(json.loads((self._cache / "catalog.json").read_text()))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return Catalog()
 
     def _remember(self) -> None:
@@ -210,12 +221,18 @@ def _matches(path: Path, artifact: ArtifactEntry) -> bool:
         return False
 
 
-def _within(path: str) -> PurePosixPath:
+def _within(path: str) -> str:
     """A path below the version's folder; the registry refuses others, and so does this side."""
-    parts = PurePosixPath(path)
-    if parts.is_absolute() or not parts.parts or ".." in parts.parts:
+    if not _PATH.fullmatch(path):
         raise DataLoss(f"the registry sent a path outside the version: {path!r}")
-    return parts
+    return path
+
+
+def _digest(value: str) -> str:
+    """A digest that may name a file: nothing that the registry sends is a path by itself."""
+    if not _DIGEST.fullmatch(value):
+        raise DataLoss(f"the registry sent a digest that is none: {value!r}")
+    return value
 
 
 def _replace_by_link(blob: Path, link: Path) -> None:

@@ -167,6 +167,8 @@ def _reflection_handlers(servicer: Any) -> dict[str, Handler]:
 
 def main(run: Callable[[], Awaitable[None]]) -> None:
     """Run a process on uvloop where it is installed; what it cannot start with is one line."""
+    # We fork only to run another program at once; gRPC's own handlers would warn each time.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         _on_loop(run)
     except CannotStart as error:

@@ -19,18 +19,22 @@ ModelRef = Annotated[
 
 def push(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(help="A folder with a model.yaml.")],
+    paths: Annotated[list[Path], typer.Argument(help="Folders, each with a model.yaml.")],
     name: Annotated[str | None, typer.Option(help="Instead of the manifest's name.")] = None,
     alias: Annotated[str | None, typer.Option(help="Point this alias to the version.")] = None,
     json: Json = False,
 ) -> None:
-    """Upload a model folder as a version. What the registry has is not sent again."""
-    with settings_of(context).client() as client, transfer_bar("push") as on_progress:
-        version = client.models.push(path, name=name, alias=alias, on_progress=on_progress)
-    if json:
-        print_json(version)
-    else:
-        typer.echo(f"{_summary(version)}{f', alias {alias}' if alias else ''}")
+    """Upload model folders, each as a version. What the registry has is not sent again."""
+    if name is not None and len(paths) > 1:
+        raise typer.BadParameter("--name is for one folder", param_hint="--name")
+    with settings_of(context).client() as client:
+        for path in paths:
+            with transfer_bar("push") as on_progress:
+                version = client.models.push(path, name=name, alias=alias, on_progress=on_progress)
+            if json:
+                print_json(version)
+            else:
+                typer.echo(f"{_summary(version)}{f', alias {alias}' if alias else ''}")
 
 
 def pull(
