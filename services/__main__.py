@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from gristmill.registry.v1 import registry_service_pb2 as registry_pb
+from gristmill.registry.v1 import registry_service_pb2_grpc as registry_rpc
 
 from services.runtime import standard
 from services.runtime.health import SERVING
 
-MODELS = ("sentiment", "iris", "smollm2")
+# The one that takes longest to load comes first.
+MODELS = ("smollm2", "sentiment", "iris")
 PROCESSES = ("registry", "classifier", "generator", "gateway")
 """In the order of their admin ports."""
 START_S = 900.0
@@ -79,32 +82,41 @@ class Suite:
         await self._do("models", sys.executable, *build)
         await self._serving(registry, "")
         client = str(Path(sys.executable).with_name("gristmill"))
-        folders = [str(self._options.cache / "models" / model) for model in MODELS]
-        await self._do("push", client, f"--registry={registry}", "push", "--alias=live", *folders)
+        # Where `live` points already is somebody's choice, perhaps another version than ours.
+        absent = [model for model in MODELS if not await self._is_live(registry, model)]
+        folders = [str(self._options.cache / "models" / model) for model in absent]
+        if folders:
+            push = [f"--registry={registry}", "push", "--alias=live"]
+            await self._do("push", client, *push, *folders)
         for port, names in (
             (ports.classifier_port, ("models/sentiment", "models/iris", "")),
             (ports.generator_port, ("models/smollm2", "")),
         ):
             for name in names:
                 await self._serving(f"127.0.0.1:{port}", name)
+        await self._listening(ports.gateway_port)
 
     async def stop(self) -> int:
         """Drain from the edge inwards; returns the worst exit status."""
         worst = 0
         for watching in self._watching:
             watching.cancel()
-        for child in reversed(self._children):
-            if child.process.returncode is None:
-                child.process.send_signal(signal.SIGTERM)
-        for child in reversed(self._children):
-            try:
-                async with asyncio.timeout(DRAIN_S):
-                    status = await child.process.wait()
-            except TimeoutError:
-                child.process.kill()
-                status = await child.process.wait()
+        # What one has accepted may still need those behind it: they go later.
+        for child in sorted(self._children, key=lambda c: PROCESSES.index(c.name), reverse=True):
+            status = await self._end(child)
             worst = worst or status
         return worst
+
+    async def _end(self, child: Child) -> int:
+        """Drain one; returns its exit status."""
+        if child.process.returncode is None:
+            child.process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                return await child.process.wait()
+        except TimeoutError:
+            child.process.kill()
+            return await child.process.wait()
 
     async def _spawn(self, name: str, module: str, *arguments: str) -> None:
         port = getattr(self._options, f"{name}_port")
@@ -145,6 +157,29 @@ class Suite:
         finally:
             if process.returncode is None:
                 process.terminate()
+                await process.wait()
+
+    async def _is_live(self, registry: str, model: str) -> bool:
+        async with grpc.aio.insecure_channel(registry) as channel:
+            stub: Any = registry_rpc.RegistryServiceStub(channel)
+            name = f"models/{model}/aliases/live"
+            try:
+                await stub.GetAlias(registry_pb.GetAliasRequest(name=name))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise
+                return False
+        return True
+
+    async def _listening(self, port: int) -> None:
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                writer.close()
+                return
 
     async def _serving(self, address: str, name: str) -> None:
         async with grpc.aio.insecure_channel(address) as channel:

@@ -47,6 +47,8 @@ class _Open:
     method: str
     started: float
     request_id: str = ""
+    timeout_s: float | None = None
+    """What the caller gave; None where it gave none."""
     call: Call | None = None
     span: trace.Span | None = None
 
@@ -177,6 +179,8 @@ class Interceptor:
         remaining = context.time_remaining()
         if remaining is None or remaining > _NO_DEADLINE_S:
             remaining = self._default_timeout_s
+        else:
+            opened.timeout_s = remaining
         deadline = Deadline(opened.started + remaining)
         opened.call = Call(opened.method, opened.request_id, identity, deadline, sent)
         enter(opened.call)
@@ -190,8 +194,7 @@ class Interceptor:
     async def _fail(self, opened: _Open, context: Any, error: BaseException) -> NoReturn:
         """End the call with the status of `error`; never returns."""
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            expired = opened.call and opened.call.deadline.expired(self._clock())
-            self._finish(opened, "DEADLINE_EXCEEDED" if expired else "CANCELLED", None)
+            self._finish(opened, _gave_up(opened, self._clock()), None)
             raise error
         if isinstance(error, AbortError) or not isinstance(error, Exception):
             self._finish(opened, "UNKNOWN", error)
@@ -253,6 +256,17 @@ class Interceptor:
             self._log.error("call failed", exc_info=error, **fields)
         else:
             self._log.info("call", **fields)
+
+
+def _gave_up(opened: _Open, now: float) -> str:
+    """What ended a cancelled call: its caller, or the caller's deadline.
+
+    The caller's timer and ours race, and its deadline comes to us rounded up by a hundredth.
+    """
+    if opened.timeout_s is None:
+        return "CANCELLED"
+    left_s = opened.started + opened.timeout_s - now
+    return "DEADLINE_EXCEEDED" if left_s <= 0.05 + opened.timeout_s / 100 else "CANCELLED"
 
 
 def _behaviour(handler: Handler) -> tuple[str, Behaviour]:

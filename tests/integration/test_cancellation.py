@@ -126,6 +126,23 @@ async def test_a_deadline_that_passes_gives_the_permit_back_and_is_counted(
         assert metric(DURATION, **labels) == before + 1
 
 
+@pytest.mark.parametrize("timeout_s", [None, 1000.0])
+async def test_a_caller_that_gives_up_is_no_deadline_that_passed(
+    transport: str, timeout_s: float | None
+) -> None:
+    """Not even where the server's own default has long passed: nobody set it."""
+    holding = Holding()
+    labels = {"grpc_method": f"{SERVICE}ClassifyBidi", "grpc_status": "CANCELLED"}
+    async with serve(holding.servicer, transport, default_timeout_s=60.0) as served:
+        before = metric(DURATION, **labels)
+        call = served.stub.ClassifyBidi(iter([bidi_request("a")]), timeout=timeout_s)
+        await soon(holding.held.get())
+        served.server.interceptor._clock = lambda: asyncio.get_running_loop().time() + 900.0
+        call.cancel()
+        await holding.all_gone(served)
+        assert metric(DURATION, **labels) == before + 1
+
+
 @pytest.mark.parametrize("shape", ["stream", "bidi"])
 async def test_a_handler_that_waits_for_a_slow_reader_is_ended_too(
     transport: str, shape: str

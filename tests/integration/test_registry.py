@@ -255,11 +255,11 @@ async def test_a_mask_is_held_to_what_can_change(here: Here) -> None:
     assert found.digest == (await here.get(V1)).digest
 
 
-@pytest.mark.parametrize("offset", [0, 1, 1 << 20, len(DATA) - 1, len(DATA)])
-@pytest.mark.parametrize("length", [0, 1, 1_500_000, 2**63])
-async def test_any_part_of_an_artifact_can_be_read(whole: Here, offset: int, length: int) -> None:
-    expected = DATA[offset:] if length == 0 else DATA[offset : offset + length]
-    assert await whole.download(V1, "model.onnx", offset, length) == expected
+async def test_any_part_of_an_artifact_can_be_read(whole: Here) -> None:
+    for offset in (0, 1, 1 << 20, len(DATA) - 1, len(DATA)):
+        for length in (0, 1, 1_500_000, 2**63):
+            expected = DATA[offset : offset + length] if length else DATA[offset:]
+            assert await whole.download(V1, "model.onnx", offset, length) == expected
 
 
 @pytest.fixture
@@ -763,30 +763,24 @@ NOT_BUILT: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("method", [method.name for method in SERVICE.methods])
-async def test_every_method_of_the_contract_is_built_or_says_that_it_is_not(
-    here: Here, method: str
-) -> None:
-    described = SERVICE.methods_by_name[method]
-    if method in NOT_BUILT:
-        error = await refused(
-            getattr(here.stub, method)(NOT_BUILT[method]), Code.UNIMPLEMENTED, "NOT_IMPLEMENTED"
-        )
-        assert method in error.details()
-        return
-    empty = message_factory.GetMessageClass(described.input_type)()
-    call = getattr(here.stub, method)(iter([empty]) if described.client_streaming else empty)
-    if method == "Watch":
-        assert (await soon(call.read())).bookmark.snapshot_complete
-        call.cancel()
-    elif method in ("ListModels", "GetServerInfo"):
-        await soon(call)
-    else:
-        await refused(
-            collect(call) if described.server_streaming else call,
-            Code.INVALID_ARGUMENT,
-            "INVALID_FIELD",
-        )
+async def test_every_method_of_the_contract_is_built_or_says_that_it_is_not(here: Here) -> None:
+    for method in SERVICE.methods:
+        request = NOT_BUILT.get(method.name)
+        if request is not None:
+            call = getattr(here.stub, method.name)(request)
+            error = await refused(call, Code.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+            assert method.name in error.details()
+            continue
+        empty = message_factory.GetMessageClass(method.input_type)()
+        call = getattr(here.stub, method.name)(iter([empty]) if method.client_streaming else empty)
+        if method.name == "Watch":
+            assert (await soon(call.read())).bookmark.snapshot_complete
+            call.cancel()
+        elif method.name in ("ListModels", "GetServerInfo"):
+            await soon(call)
+        else:
+            ending = collect(call) if method.server_streaming else call
+            await refused(ending, Code.INVALID_ARGUMENT, "INVALID_FIELD")
 
 
 async def test_what_operations_cannot_do_yet_says_so(here: Here) -> None:

@@ -19,7 +19,7 @@ from services.classifier.oip.contract import SERVICE as OIP
 from services.classifier.oip.contract import method_handlers
 from services.runtime import errors, standard, transports
 from services.runtime.call import current_call
-from services.runtime.server import Server
+from services.runtime.server import CannotStart, Server
 from tests.harness import (
     CLASSIFY,
     GOAWAY,
@@ -378,7 +378,12 @@ async def test_metadata_goes_both_ways(transport: str) -> None:
         yield pb.ClassifyStreamResponse()
 
     seen: list[Any] = []
-    sent = (("x-mine", "a b"), ("x-mine-bin", b"\0\xff"), ("x-request-id", "mine"))
+    sent = (
+        ("x-mine", "a b"),
+        ("x-mine-bin", b"\0\xff"),
+        ("x-request-id", "mine"),
+        ("authorization", "Bearer secret"),
+    )
     async with serve(Scripted(unary, stream), transport) as served:
         call = served.stub.Classify(request(), metadata=sent)
         await soon(call)
@@ -386,6 +391,7 @@ async def test_metadata_goes_both_ways(transport: str) -> None:
         assert (early["x-early"], early["x-early-bin"]) == ("1", b"\0\xff")
         assert dict(await soon(call.trailing_metadata())) == {"x-request-id": "mine"}
         assert (seen[0]["x-mine"], seen[0]["x-mine-bin"]) == ("a b", b"\0\xff")
+        assert "authorization" not in seen[0], "a token is for the edge alone"
         streamed = served.stub.ClassifyStream(stream_request(), metadata=sent)
         await collect(streamed)
         assert dict(await soon(streamed.initial_metadata()))["x-early"] == "2"
@@ -701,11 +707,15 @@ def counted() -> tuple[float, float, float]:
 
 async def test_waves_with_a_third_cancelled_add_up(transport: str) -> None:
     """500 calls at once, three times over: in hand when cancelled, and at any other moment."""
-    gate, arrived = asyncio.Event(), asyncio.Semaphore(0)
+    gate, arrived, given_back = asyncio.Event(), asyncio.Semaphore(0), asyncio.Semaphore(0)
 
     async def unary(_request: Any, _context: Any) -> None:
         arrived.release()
-        await gate.wait()
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            given_back.release()
+            raise
 
     rng = random.Random(7)
     async with serve(Scripted(unary), transport) as served:
@@ -722,6 +732,9 @@ async def test_waves_with_a_third_cancelled_add_up(transport: str) -> None:
                 call.cancel()
                 if wave == 2 and rng.random() < 0.3:
                     await asyncio.sleep(0)
+            if wave == 0:
+                for _ in given_up:
+                    await soon(given_back.acquire())
             gate.set()
             results = await soon(asyncio.gather(*calls, return_exceptions=True))
             answered = sum(not isinstance(result, BaseException) for result in results)
@@ -856,7 +869,7 @@ async def test_it_listens_where_it_is_told(transport: str, host: str, tmp_path: 
 async def test_a_port_that_is_taken_stops_the_start(transport: str) -> None:
     async with serve(Scripted(), transport) as served:
         config = HarnessConfig(transport=transport, port=served.server.port, admin_port=-1)
-        with pytest.raises(OSError, match=str(served.server.port)):
+        with pytest.raises(CannotStart, match=str(served.server.port)):
             Server(config, classifier(Scripted()), served.server.health)
 
 

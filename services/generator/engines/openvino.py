@@ -207,9 +207,11 @@ class OpenVinoEngine:
 
     def _receive(self, message: dict[str, Any]) -> None:
         if "ready" in message:
+            # The first time it is ready, the model is not: whoever started it warms it up first.
+            if self._started_once:
+                self._on_health(True)
             self._started_once = True
             self._ready.set()
-            self._on_health(True)
         elif "refused" in message:
             # Above its last line stands where in the engine's own sources that was.
             why = message["why"].strip().splitlines()[-1:]

@@ -53,24 +53,26 @@ async def test_one_item_alone_runs_at_once() -> None:
 
 
 @given(
-    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.booleans()),
+        min_size=1,
+        max_size=12,
+    ),
     st.integers(1, 3),
     st.sampled_from([{}, {"max_batch_tokens": 12}, {"max_batch_size": 3}]),
-    st.randoms(use_true_random=False),
 )
 @settings(max_examples=40, deadline=None)
 def test_no_result_crosses_callers(
-    messages: list[list[int]], instances: int, batching: dict[str, int], rng: Any
+    messages: list[tuple[int, int, int, bool]], instances: int, batching: dict[str, int]
 ) -> None:
     async def example() -> None:
         async with rig(instances=instances, **batching) as r:
             sent, asked = [], []
-            for index, lengths in enumerate(messages):
-                values = [index * 100.0 + position for position in range(len(lengths))]
-                sent.append(values)
-                how = {"priority": rng.randint(1, 9), "length": lengths[0]}
-                asked.append(asyncio.ensure_future(r.ask(*values, **how)))
-                if rng.random() < 0.5:
+            for index, (count, length, priority, pause) in enumerate(messages):
+                sent.append([index * 100.0 + position for position in range(count)])
+                ask = r.ask(*sent[-1], priority=priority, length=length)
+                asked.append(asyncio.ensure_future(ask))
+                if pause:
                     await asyncio.sleep(0)
             found = [echoes(outcomes) for outcomes in await soon(asyncio.gather(*asked))]
             assert found == sent

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from services.registry.blobs import Blobs
+from services.registry.database import Database, _upgrade
 from services.runtime.errors import FailedPrecondition
 from tests.unit.registry.parts import MANIFEST, Parts, below, by, get, opened, put, sha
 
@@ -168,6 +169,20 @@ async def test_the_database_is_synchronous(tmp_path: Path) -> None:
     async with opened(tmp_path / "registry") as parts, parts.database.write() as connection:
         for pragma, value in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
             assert (await connection.execute(text(f"PRAGMA {pragma}"))).scalar() == value
+
+
+async def test_a_migration_that_was_cut_short_is_done_again(tmp_path: Path) -> None:
+    class Cut(Exception):
+        pass
+
+    database = Database(tmp_path / "registry.db")
+    with pytest.raises(Cut):
+        async with database.write() as connection:
+            await connection.run_sync(_upgrade)
+            raise Cut
+    await database.migrate()
+    await database.migrate()
+    await database.close()
 
 
 async def test_a_version_is_ready_only_once_its_bytes_have_their_name(

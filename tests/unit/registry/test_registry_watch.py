@@ -335,6 +335,29 @@ async def test_a_watcher_waits_without_reading_the_database(parts: Parts) -> Non
         await following
 
 
+async def test_a_change_made_while_a_watcher_reads_does_not_wait_for_the_silence_to_end(
+    parts: Parts,
+) -> None:
+    told: asyncio.Queue[int] = asyncio.Queue()
+
+    async def follow() -> None:
+        async for event in parts.watch.events(0, Selection(), 3600.0):
+            told.put_nowait(event.revision)
+
+    following = asyncio.create_task(follow())
+    await parts.model()
+    for _ in range(40):
+        await asyncio.gather(
+            *(parts.models.update_model(by(), "models/m", "", {}, dry=False) for _ in range(3))
+        )
+        revision = await parts.store.revision()
+        while await soon(told.get()) != revision:
+            pass
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
+
+
 @pytest.mark.parametrize("page", [1, 2, 500])
 async def test_a_drain_ends_every_watch_with_a_revision_to_go_on_from(
     tmp_path: Path, template: Path, page: int

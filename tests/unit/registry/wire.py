@@ -221,10 +221,10 @@ class RegistryProcess:
         """Where it listens."""
         return f"127.0.0.1:{self.port}"
 
-    def start(self) -> None:
+    def start(self, *flags: str) -> None:
         """Start it, and wait until it listens."""
         with self._log.open("wb") as log:
-            self._process = self._spawned(log)
+            self._process = self._spawned(log, *flags)
         ends = time.monotonic() + START_S
         while time.monotonic() < ends:
             assert self._process.poll() is None, self._log.read_text()
@@ -235,8 +235,9 @@ class RegistryProcess:
             time.sleep(0.02)
         raise AssertionError("the registry did not come up: " + self._log.read_text())
 
-    def _spawned(self, log: IO[bytes]) -> "subprocess.Popen[bytes]":
-        flags = (f"--data-dir={self.data}", f"--port={self.port}", "--admin-port=-1", *self._flags)
+    def _spawned(self, log: IO[bytes], *more: str) -> "subprocess.Popen[bytes]":
+        here = (f"--data-dir={self.data}", f"--port={self.port}", "--admin-port=-1")
+        flags = (*here, *self._flags, *more)
         bare = {k: v for k, v in os.environ.items() if not k.startswith("GRISTMILL_")}
         return subprocess.Popen(
             [sys.executable, "-m", "services.registry", *flags],
