@@ -64,6 +64,8 @@ class ServerConfig(BaseSettings):
     """Address of the admin port."""
     admin_port: int = Field(default=0, ge=-1, le=65535)
     """Port for /metrics (HTTP); 0 takes a free one, -1 opens none."""
+    channelz_port: int = Field(default=-1, ge=-1, le=65535)
+    """Port of the admin address for grpc.channelz; 0 takes a free one, -1 opens none."""
 
     max_message_bytes: int = Field(default=64 * 2**20, ge=1024, le=2**31 - 1)
     """Largest message taken or sent."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from grpc_channelz.v1 import channelz
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from services.runtime import health as health_service
@@ -74,6 +75,8 @@ class Server:
             config.log_sample_every,
             pushback=name == "grpcio",
         )
+        self.admin_port: int | None = None
+        self.channelz_port: int | None = None
         self._register()
         self._log.info("transport chosen", transport=name, why=why)
 
@@ -101,12 +104,25 @@ class Server:
         self.admin_port = metrics.serve(
             self.config.admin_host, self.config.admin_port, self._service.name, VERSION
         )
+        if self.config.channelz_port >= 0:
+            await self._start_channelz()
         self._log.info(
             "listening",
             address=f"{self.config.host}:{self.port}",
             metrics_port=self.admin_port,
+            channelz_port=self.channelz_port,
             services=self.services,
         )
+
+    async def _start_channelz(self) -> None:
+        """Serve channelz apart from the callers' port: it tells of every connection."""
+        admin = grpc.aio.server()
+        channelz.add_channelz_servicer(admin)
+        self.channelz_port = admin.add_insecure_port(
+            f"{self.config.admin_host}:{self.config.channelz_port}"
+        )
+        await admin.start()
+        self._service.on_close.append(lambda: admin.stop(None))
 
     def ready(self) -> None:
         """Say SERVING for the process and each of its services."""

@@ -21,7 +21,7 @@ from tests.harness import SOON_S, soon
 from tests.unit.registry.parts import MANIFEST, below, sha
 from tests.unit.registry.wire import RegistryProcess, Sending, Wire, artifacts
 
-EVERY = 64 * 1024
+EVERY = 16 * 1024
 PUSHERS = 3
 READY = model_pb2.VERSION_STATE_READY
 
@@ -108,10 +108,10 @@ class Pusher:
 
     def _begin(self) -> None:
         self._count += 1
-        weights = self._rng.randbytes(self._rng.randrange(1, 700_000))
+        weights = self._rng.randbytes(self._rng.randrange(1, 300_000))
         files = {"model.yaml": MANIFEST, "model.onnx": weights}
         if self._rng.random() < 0.3:
-            files["shared.json"] = random.Random(len(self._books.pushes) // 4).randbytes(300_000)
+            files["shared.json"] = random.Random(len(self._books.pushes) // 4).randbytes(150_000)
         op = f"{self._model}-{self._count}"
         self._books.pushes.append(Push(op, self._model, files))
 
@@ -166,7 +166,7 @@ class Pusher:
         assert known >= push.durable.get(path, 0), "acknowledged bytes are gone"
         at = known
         while at < len(data):
-            run = data[at : at + self._rng.randrange(1, 100_000)]
+            run = data[at : at + self._rng.randrange(1, self._rng.choice((4_000, 60_000)))]
             await sending.send(at, run)
             at += len(run)
             fuse.count()
@@ -269,7 +269,7 @@ def check_disk(data: Path) -> None:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[RegistryProcess]:
-    """A registry that acknowledges each 64 KiB."""
+    """A registry that acknowledges each 16 KiB."""
     found = RegistryProcess(tmp_path, f"--fsync-every-bytes={EVERY}")
     yield found
     found.kill()

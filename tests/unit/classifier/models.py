@@ -95,6 +95,7 @@ class World:
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
     catalog: Catalog = field(default_factory=lambda: Catalog(1))
     runners: dict[tuple[str, int], Classifier] = field(default_factory=dict)
+    backends: list[EchoBackend] = field(default_factory=list)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
 
     def __post_init__(self) -> None:
@@ -118,6 +119,7 @@ class World:
         """A classifier on the echo backend."""
         vector = manifest.input is not None and manifest.input.kind == "float_features"
         backend = EchoBackend(VECTOR if vector else IDS, self.hook)
+        self.backends.append(backend)
         preprocessor = preprocessing.build(manifest, folder, backend.inputs)
         instances = [backend.instance() for _ in range(self.instances)]
         meter = Meter(entry.model, entry.version)

@@ -256,6 +256,22 @@ async def test_a_cancelled_item_leaves_the_queue_at_once_and_returns_its_permit(
         assert r.device.batches == [[1], [4, 5]]
 
 
+async def test_a_cancelled_item_is_no_longer_waited_for() -> None:
+    clock = FakeClock()
+    how: dict[str, Any] = {"clock": clock, "cost": known_cost(1.0), "max_batch_size": 2}
+    async with rig(held=True, **how) as r:
+        await r.begin(0)
+        await r.device.entered()
+        tasks = [await r.begin(value) for value in range(1, 8)]
+        assert r.wait_s(within_s=1e6) == pytest.approx(5.0)
+        for task in tasks[2:]:
+            task.cancel()
+        await asyncio.wait(tasks[2:])
+        assert r.wait_s(within_s=1e6) == pytest.approx(3.0)
+        r.device.open()
+        assert [echoes(await soon(task)) for task in tasks[:2]] == [[1], [2]]
+
+
 async def test_a_cancelled_item_of_a_batch_formed_ahead_is_not_computed() -> None:
     async with rig(held=True, max_batch_size=2) as r:
         await r.begin(1)
@@ -348,7 +364,8 @@ async def test_the_device_sees_no_more_padded_tokens_than_the_budget() -> None:
 
 
 async def test_a_model_may_have_idle_instances_wait_for_a_fuller_batch() -> None:
-    async with rig(held=True, max_batch_size=2, max_queue_delay_ms=10_000) as r:
+    how = {"max_batch_size": 2, "max_queue_delay_ms": 10_000}
+    async with asyncio.timeout(5), rig(held=True, **how) as r:
         first = await r.begin(1)
         assert r.device.batches == []
         second = await r.begin(2)
@@ -373,7 +390,7 @@ async def test_the_wait_for_a_fuller_batch_ends() -> None:
 
 async def test_a_batch_that_its_budget_fills_does_not_wait() -> None:
     how = {"max_batch_size": 8, "max_batch_tokens": 10, "max_queue_delay_ms": 10_000}
-    async with rig(**how) as r:
+    async with asyncio.timeout(5), rig(**how) as r:
         assert echoes(await soon(r.ask(1, 2, length=5))) == [1, 2]
 
 
@@ -465,7 +482,8 @@ async def test_the_cost_is_learned_from_what_runs() -> None:
 
 
 async def test_close_finishes_what_waits_and_refuses_what_comes() -> None:
-    async with rig(held=True, max_batch_size=2, max_queue_delay_ms=10_000) as r:
+    how = {"max_batch_size": 2, "max_queue_delay_ms": 10_000}
+    async with asyncio.timeout(5), rig(held=True, **how) as r:
         tasks = [await r.begin(1, 2)]
         await r.device.entered()
         tasks.append(await r.begin(3))
