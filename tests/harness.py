@@ -201,12 +201,23 @@ async def failure(call: Awaitable[Any]) -> Any:
 
 
 async def collect(responses: Any, into: list[Any] | None = None) -> list[Any]:
-    """All messages of a stream; those before a failure are left in `into`."""
+    """All messages of a stream, or of one made by calling; what came first is left in `into`.
+
+    Where a server ends a stream while grpc.aio still writes to it, the status may be lost to the
+    client's own "Internal error from Core": what can be made again is asked again then.
+    """
     found = [] if into is None else into
     async with asyncio.timeout(SOON_S):
-        async for response in responses:
-            found.append(response)  # what came before a failure is wanted
-    return found
+        while True:
+            found.clear()
+            try:
+                async for response in responses() if callable(responses) else responses:
+                    found.append(response)
+            except grpc.aio.AioRpcError as error:
+                if not callable(responses) or error.details() != "Internal error from Core":
+                    raise
+            else:
+                return found
 
 
 def metadata(error: Any) -> dict[str, str | bytes]:

@@ -173,8 +173,12 @@ class RegistryClient:
 
     def _remember(self) -> None:
         part = self._cache / "catalog.json.part"
-        part.write_text(json.dumps(self.catalog.to_json()))
-        part.replace(self._cache / "catalog.json")
+        try:
+            part.write_text(json.dumps(self.catalog.to_json()))
+            part.replace(self._cache / "catalog.json")
+        except OSError as error:
+            # It serves the next start; what is served now does not depend on it.
+            self._log.warning("catalog not written", error=str(error))
 
 
 def _apply(catalog: Catalog, resource: history_pb2.Resource) -> None:

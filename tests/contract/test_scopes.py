@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from services.classifier.oip import contract as oip
 from services.runtime import errors
 from services.runtime.auth import ALL_SCOPES, PUBLIC, SCOPES, token_hash
 from services.runtime.server import Service
-from tests.harness import Reflection, Served, collect, failure, reason, serve
+from tests.harness import Reflection, Served, collect, failure, reason, serve, soon
 
 Code = grpc.StatusCode
 OPERATIONS = operations_pb2.DESCRIPTOR.services_by_name["Operations"]
@@ -119,16 +120,17 @@ async def guarded(kind: str, transport: str, tokens: Path) -> AsyncIterator[Serv
 
 async def refusal(channel: Any, path: str, method: Any, credentials: Any) -> Any:
     """The error of an empty call; None where it is answered."""
-    if method.client_streaming:
-        shape = channel.stream_stream if method.server_streaming else channel.stream_unary
-        call = shape(path)(iter([b""]), metadata=credentials)
-    else:
-        shape = channel.unary_stream if method.server_streaming else channel.unary_unary
-        call = shape(path)(b"", metadata=credentials)
-    if path.endswith("/Watch") and "health" in path:
-        return None if await call.read() is not grpc.aio.EOF else await failure(call.read())
+    if path == "/grpc.health.v1.Health/Watch":
+        watch = channel.unary_stream(path)(b"", metadata=credentials)
+        return None if await soon(watch.read()) is not grpc.aio.EOF else await failure(watch.read())
+    assert method.server_streaming or not method.client_streaming, "a shape that we have not"
     try:
-        await (collect(call) if method.server_streaming else call)
+        if method.client_streaming:
+            await collect(partial(channel.stream_stream(path), [b""], metadata=credentials))
+        elif method.server_streaming:
+            await collect(channel.unary_stream(path)(b"", metadata=credentials))
+        else:
+            await soon(channel.unary_unary(path)(b"", metadata=credentials))
     except grpc.aio.AioRpcError as error:
         return error
     return None

@@ -169,7 +169,7 @@ async def test_during_a_drain_streams_end_and_new_calls_are_refused(transport: s
         for refused in (
             server.stub.Classify(request()),
             collect(server.stub.ClassifyStream(stream_request())),
-            collect(server.stub.ClassifyBidi(iter([bidi_request("a")]))),
+            collect(lambda: server.stub.ClassifyBidi([bidi_request("a")])),
         ):
             error = await failure(refused)
             assert (error.code(), reason(error)) == (Code.UNAVAILABLE, errors.DRAINING)

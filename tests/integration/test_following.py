@@ -248,6 +248,16 @@ async def test_a_remembered_catalog_that_cannot_be_read_is_forgotten(
         assert client.catalog == Catalog()
 
 
+async def test_a_disk_that_takes_no_catalog_does_not_end_the_following(
+    running: RegistryProcess, wire: Wire, tmp_path: Path
+) -> None:
+    (tmp_path / "catalog.json" / "in the way").mkdir(parents=True)
+    async with following(running.target, tmp_path) as follower:
+        await follower.reaches(wire)
+        await wire.model()
+        await follower.until(lambda state: "m" in state["models"])
+
+
 async def test_a_version_is_fetched_once_and_checked_each_time(
     running: RegistryProcess, wire: Wire, tmp_path: Path
 ) -> None:

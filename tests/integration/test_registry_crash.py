@@ -165,8 +165,9 @@ class Pusher:
         known = answer.durable_bytes
         assert known >= push.durable.get(path, 0), "acknowledged bytes are gone"
         at = known
+        most = self._rng.choice((4_000, 60_000))  # small runs wait in buffers, large ones do not
         while at < len(data):
-            run = data[at : at + self._rng.randrange(1, self._rng.choice((4_000, 60_000)))]
+            run = data[at : at + self._rng.randrange(1, most)]
             await sending.send(at, run)
             at += len(run)
             fuse.count()

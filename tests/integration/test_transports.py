@@ -7,6 +7,7 @@ import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -225,7 +226,7 @@ async def test_an_error_reaches_the_caller_whole(
         stub = served.stub
         calls = (
             (stub.ClassifyStream(stream_request(), metadata=sent), "index", 5),
-            (stub.ClassifyBidi(iter([bidi_request("a")]), metadata=sent), "id", "a"),
+            (lambda: stub.ClassifyBidi(iter([bidi_request("a")]), metadata=sent), "id", "a"),
         )
         got = [await failure(stub.Classify(request(), metadata=sent))]
         for call, field, value in calls:
@@ -261,7 +262,7 @@ async def test_a_huge_name_is_refused_as_itself(transport: str) -> None:
         error = await failure(health_check(served.channel, "n" * 200_000))
         assert error.code() is Code.NOT_FOUND
         many = pb.ClassifyBidiRequest(items=[pb.BidiItem(id="i" * 200)] * 1000)
-        error = await failure(collect(served.stub.ClassifyBidi(iter([many]))))
+        error = await failure(collect(lambda: served.stub.ClassifyBidi(iter([many]))))
         assert error.code() is Code.INVALID_ARGUMENT
         (bad,) = details(status_of(error), BadRequest)
         assert bad.field_violations[0].field == "items[0].id"
@@ -272,7 +273,7 @@ async def test_a_bug_is_internal_and_says_nothing(transport: str) -> None:
         for call in (
             served.stub.Classify(request()),
             collect(served.stub.ClassifyStream(stream_request())),
-            collect(served.stub.ClassifyBidi(iter([bidi_request("a")]))),
+            collect(lambda: served.stub.ClassifyBidi(iter([bidi_request("a")]))),
         ):
             error = await failure(call)
             assert error.code() is Code.INTERNAL
@@ -311,7 +312,7 @@ async def test_an_unknown_method_is_unimplemented(transport: str) -> None:
             for call in (
                 served.channel.unary_unary(path)(b""),
                 collect(served.channel.unary_stream(path)(b"")),
-                collect(served.channel.stream_stream(path)(iter([b""]))),
+                collect(partial(served.channel.stream_stream(path), [b""])),
             ):
                 assert (await failure(call)).code() is Code.UNIMPLEMENTED
 
@@ -323,7 +324,7 @@ async def test_an_rpc_that_is_not_built_says_so(transport: str) -> None:
         for call in (
             served.stub.Classify(request()),
             collect(served.stub.ClassifyStream(stream_request())),
-            collect(served.stub.ClassifyBidi(iter([bidi_request("a")]))),
+            collect(lambda: served.stub.ClassifyBidi(iter([bidi_request("a")]))),
         ):
             error = await failure(call)
             assert error.code() is Code.UNIMPLEMENTED
@@ -336,7 +337,7 @@ async def test_bytes_that_are_no_message_are_the_callers_error(transport: str) -
             for call in (
                 served.channel.unary_unary(CLASSIFY)(bad),
                 collect(served.channel.unary_stream(f"/{ONES}/ClassifyStream")(bad)),
-                collect(served.channel.stream_stream(f"/{ONES}/ClassifyBidi")(iter([bad]))),
+                collect(partial(served.channel.stream_stream(f"/{ONES}/ClassifyBidi"), [bad])),
             ):
                 error = await failure(call)
                 assert error.code() is Code.INVALID_ARGUMENT
@@ -357,8 +358,9 @@ async def test_bounds_are_checked_before_the_handler(transport: str) -> None:
         assert [violation.field for violation in bad.field_violations] == ["priority"]
         good, empty = bidi_request("a"), pb.ClassifyBidiRequest()
         before: list[Any] = []
-        call = served.stub.ClassifyBidi(iter([good, empty, good]))
-        error = await failure(collect(call, before))
+        error = await failure(
+            collect(lambda: served.stub.ClassifyBidi([good, empty, good]), before)
+        )
         assert error.code() is Code.INVALID_ARGUMENT
         assert [response.id for response in before] == ["a"]
         assert not ran
@@ -484,7 +486,7 @@ def waiting() -> tuple[Scripted, asyncio.Queue[str], asyncio.Queue[str]]:
 SHAPES: dict[str, Callable[..., Any]] = {
     "unary": lambda stub, **more: stub.Classify(request(), **more),
     "stream": lambda stub, **more: collect(stub.ClassifyStream(stream_request(), **more)),
-    "bidi": lambda stub, **more: collect(stub.ClassifyBidi(iter([bidi_request("a")]), **more)),
+    "bidi": lambda stub, **more: collect(stub.ClassifyBidi([bidi_request("a")], **more)),
 }
 
 
@@ -553,8 +555,8 @@ async def test_messages_beyond_the_limit_are_refused_both_ways(transport: str) -
                 served.stub.ClassifyStream(pb.ClassifyStreamRequest(items=[item("x" * 10**5)]))
             ),
             collect(
-                served.stub.ClassifyBidi(
-                    iter([pb.ClassifyBidiRequest(items=[pb.BidiItem(item=item("x" * 10**5))])])
+                lambda: served.stub.ClassifyBidi(
+                    [pb.ClassifyBidiRequest(items=[pb.BidiItem(item=item("x" * 10**5))])]
                 )
             ),
         ):
@@ -583,7 +585,7 @@ async def test_compressed_requests(transport: str) -> None:
         deflated = rpc.ClassifierServiceStub(served.open(compression=grpc.Compression.Deflate))
         refused = [
             deflated.Classify(request("x" * 50_000)),
-            collect(zipped.ClassifyBidi(iter([bidi_request("x" * 100)]))),
+            collect(lambda: zipped.ClassifyBidi([bidi_request("x" * 100)])),
         ]
         if able(name, transport):
             refused.append(zipped.Classify(request("x" * 50_000)))

@@ -8,7 +8,7 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2
 from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2
 from gristmill.registry.v1 import model_pb2, signature_pb2
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.classifier import converters as to
@@ -32,6 +32,7 @@ def options(**fields: Any) -> options_pb2.ClassifyOptions:
 
 
 @given(st.text(st.characters(codec="utf-8")))
+@settings(deadline=None)
 def test_a_text_is_its_text(text: str) -> None:
     assert to.item_in(item_pb2.Item(text=item_pb2.Text(text=text))) == TextItem(text)
 
@@ -42,6 +43,7 @@ def test_a_pair_keeps_its_order() -> None:
 
 
 @given(FLOATS)
+@settings(deadline=None)
 def test_numbers_keep_their_values_and_order(values: list[float]) -> None:
     features = item_pb2.FloatFeatures(values=values)
     item = to.item_in(item_pb2.Item(float_features=features))
@@ -115,6 +117,7 @@ def test_what_was_not_asked_for_is_not_there() -> None:
 
 
 @given(st.floats(-1e9, 1e12))
+@settings(deadline=None)
 def test_times_fit_their_field(seconds: float) -> None:
     result = to.result_out(Answer(timings=Timings(seconds, seconds, seconds, 1)), "id")
     assert 0 <= result.timings.queue_us < 2**32

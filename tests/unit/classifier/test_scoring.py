@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.classifier.scoring import Choice, choose, probabilities
@@ -28,6 +28,7 @@ def names(scores: list[float], **choice: Any) -> list[str]:
 
 
 @given(LOGITS)
+@settings(deadline=None)
 def test_logits_become_probabilities_that_keep_their_order(logits: list[float]) -> None:
     found = scored(logits)
     assert sum(found) == pytest.approx(1.0)
@@ -38,6 +39,7 @@ def test_logits_become_probabilities_that_keep_their_order(logits: list[float]) 
 
 
 @given(LOGITS)
+@settings(deadline=None)
 def test_labels_of_a_multi_label_model_stand_alone(logits: list[float]) -> None:
     found = scored(logits, multi_label=True)
     assert all(0 <= value <= 1 for value in found)
@@ -93,6 +95,7 @@ def test_an_empty_output_fails_the_item() -> None:
 
 
 @given(SCORES, st.integers(1, 30))
+@settings(deadline=None)
 def test_the_top_labels_are_the_best_ones_best_first(scores: list[float], top_k: int) -> None:
     found = choose(np.array(scores), [], Choice(top_k))
     assert len(found) == min(top_k, len(scores))
@@ -102,6 +105,7 @@ def test_the_top_labels_are_the_best_ones_best_first(scores: list[float], top_k:
 
 
 @given(SCORES, st.floats(0, 1, width=32))
+@settings(deadline=None)
 def test_a_threshold_takes_what_reaches_it_and_top_k_no_part(
     scores: list[float], threshold: float
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inference.backend import Instance
 from services.inference.backends.fake import FakeBackend
 from services.inference.batcher import Batcher, OnItem, Outcome
 from services.inference.cost import CostModel
@@ -127,12 +128,13 @@ async def rig(
     clock: FakeClock | None = None,
     cost: CostModel | None = None,
     limits: Limits | None = None,
+    made: Sequence[Instance] = (),
     **settings: Any,
 ) -> AsyncIterator[Rig]:
-    """A batcher on a device; closed at the end, whatever the test left."""
+    """A batcher on a device, or on instances `made` before; closed whatever the test left."""
     device = Device(held)
     backend = FakeBackend(device)
-    made = [backend.instance() for _ in range(instances)]
+    made = made or [backend.instance() for _ in range(instances)]
     loop = asyncio.get_running_loop()
     now = clock or loop.time
     batcher = Batcher(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from numpy.typing import NDArray
 
+from services.inference.backends.fake import FakeBackend
 from services.inference.batcher import Batcher, Outcome
 from services.inference.cost import LEARNED_AFTER, CostModel
 from services.inference.items import Scored
@@ -26,7 +27,7 @@ from services.runtime.errors import (
     Overloaded,
 )
 from tests.harness import FakeClock, metric, soon
-from tests.unit.inference.fakes import echoes, encoded, rig
+from tests.unit.inference.fakes import Device, echoes, encoded, rig
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -330,17 +331,19 @@ async def test_a_full_batch_formed_ahead_is_given_back_to_something_more_urgent(
         assert r.device.batches == [[0], [4, 1, 2], [5, 3]]
 
 
-async def test_a_batch_formed_ahead_goes_to_whichever_instance_is_free_first() -> None:
-    async with rig(held=True, instances=2, max_batch_size=2) as r:
-        first = await r.begin(1)
-        second = await r.begin(2)
-        assert sorted([*(await r.device.entered()), *(await r.device.entered())]) == [1, 2]
-        rest = await r.begin(3, 4)  # full: formed ahead
-        r.device.step()  # one of the two is free; the other goes on computing
-        assert await r.device.entered() == [3, 4]
-        assert not rest.done()
-        r.device.open()
-        await soon(asyncio.gather(first, second, rest))
+@pytest.mark.parametrize("first", [0, 1])
+async def test_a_batch_formed_ahead_goes_to_whichever_instance_is_free_first(first: int) -> None:
+    devices = [Device(held=True), Device(held=True)]
+    instances = [FakeBackend(device).instance() for device in devices]
+    async with rig(made=instances, max_batch_size=2) as r:
+        tasks = [await r.begin(1), await r.begin(2)]
+        assert [await device.entered() for device in devices] == [[1], [2]]
+        tasks.append(await r.begin(3, 4))  # full: formed ahead
+        devices[first].step()
+        assert await devices[first].entered() == [3, 4]
+        for device in devices:
+            device.open()
+        await soon(asyncio.gather(*tasks))
 
 
 async def test_idle_instances_share_what_a_message_brings() -> None:

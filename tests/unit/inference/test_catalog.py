@@ -2,7 +2,7 @@
 
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.runtime.catalog import ArtifactEntry, Catalog, ModelEntry, VersionEntry
@@ -35,6 +35,7 @@ def version(model: str, number: int) -> VersionEntry:
 
 
 @given(catalogs())
+@settings(max_examples=40, deadline=None)
 def test_json_keeps_a_catalog_whole(catalog: Catalog) -> None:
     assert Catalog.from_json(json.loads(json.dumps(catalog.to_json()))) == catalog
 
@@ -79,6 +80,7 @@ def test_what_belongs_to_no_model_is_no_matter() -> None:
 
 
 @given(catalogs(), st.frozensets(NAMES, max_size=3))
+@settings(max_examples=40, deadline=None)
 def test_wanted_is_of_the_task_alive_and_live_or_listed(
     catalog: Catalog, only: frozenset[str]
 ) -> None:

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.cost import LEARNED_AFTER, CostModel
@@ -48,6 +48,7 @@ def test_a_device_that_becomes_slower_is_noticed() -> None:
 @given(
     OBSERVED, st.integers(0, 50), st.integers(0, 10**6), st.integers(0, 50), st.integers(0, 10**6)
 )
+@settings(deadline=None)
 def test_predictions_are_never_negative_and_grow_with_the_work(
     observed: list[tuple[int, float]], batches: int, tokens: int, more: int, longer: int
 ) -> None:
@@ -62,6 +63,7 @@ def test_predictions_are_never_negative_and_grow_with_the_work(
 
 
 @given(st.integers(1, 4096), st.lists(st.floats(0.001, 1.0), min_size=1, max_size=50))
+@settings(deadline=None)
 def test_with_one_size_only_that_size_is_predicted(tokens: int, observed: list[float]) -> None:
     model = CostModel()
     for seconds in observed:

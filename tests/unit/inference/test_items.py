@@ -1,7 +1,7 @@
 """Padding: each row keeps its item and ends in the input's fill."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.items import Encoded, pad
@@ -19,6 +19,7 @@ def tokens(ids: list[int]) -> Encoded:
 
 
 @given(ROWS, st.integers(-3, 300))
+@settings(deadline=None)
 def test_each_row_is_its_item_and_then_the_fill(rows: list[list[int]], fill: int) -> None:
     batch = pad([tokens(row) for row in rows], {"input_ids": fill})
     longest = max(len(row) for row in rows)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.manifest import FILE_NAME, SCHEMA, Batching, Manifest
@@ -129,6 +129,7 @@ def test_what_is_no_manifest_is_refused_in_words(text: str) -> None:
 
 
 @given(st.text())
+@settings(deadline=None)
 def test_no_text_breaks_the_parser(text: str) -> None:
     with pytest.raises(InvalidRequest):
         Manifest.parse(text)

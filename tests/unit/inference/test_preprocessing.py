@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference import preprocessing
@@ -122,6 +122,7 @@ def test_a_model_with_inputs_that_no_tokenizer_makes_is_refused(tmp_path: Path) 
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=3, max_size=3))
+@settings(deadline=None)
 def test_a_vector_stays_what_it_is(values: list[float]) -> None:
     one = good(features().encode([vector(*values)])[0])
     assert one.inputs["x"].dtype == np.float32

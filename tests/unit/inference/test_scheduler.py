@@ -224,7 +224,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None
+    max_examples=60, stateful_step_count=30, deadline=None
 )
 TestScheduler = SchedulerMachine.TestCase
 
@@ -307,6 +307,7 @@ def test_without_overtaking_a_batch_is_the_front_of_the_queue() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 16))
+@settings(deadline=None)
 def test_free_instances_share_what_waits(count: int, free: int, most: int) -> None:
     scheduler = Scheduler(most)
     filled(scheduler, [3] * count)
@@ -318,6 +319,7 @@ def test_free_instances_share_what_waits(count: int, free: int, most: int) -> No
 
 
 @given(st.lists(LENGTHS, max_size=12), st.sampled_from([0, 40, 400]), st.floats(0, 0.1))
+@settings(deadline=None)
 def test_full_only_holds_back_exactly_what_could_become_fuller(
     found: list[int], budget: int, fixed: float
 ) -> None:

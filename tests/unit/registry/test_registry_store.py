@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from services.runtime.errors import (
     GristmillError,
     NotFound,
 )
-from tests.unit.registry.parts import MANIFEST, Parts, artifact, by, opened
+from tests.unit.registry.parts import Parts, artifact, by, opened
 
 Attempt = Callable[[Parts, Author, bool], Awaitable[Any]]
 M, V1, LIVE = "models/m", "models/m/versions/1", "models/m/aliases/live"
@@ -37,15 +38,6 @@ async def everything(parts: Parts) -> list[str]:
     """All that is stored, to compare."""
     snapshot = await parts.store.snapshot()
     return [str(snapshot.revision), *map(repr, snapshot.resources)]
-
-
-async def furnished(parts: Parts) -> None:
-    """A model with two ready versions, one uploading, and an alias."""
-    await parts.model()
-    await parts.ready(weights=b"1", metrics={"accuracy": 0.9})
-    await parts.ready(weights=b"2", metrics={"accuracy": 0.8})
-    await parts.version({"model.yaml": MANIFEST, "model.onnx": b"1"})
-    await parts.models.set_alias(by(), LIVE, 1, None, "", dry=False)
 
 
 ATTEMPTS: dict[str, Attempt] = {
@@ -92,23 +84,22 @@ each_attempt = pytest.mark.parametrize("name", ATTEMPTS)
 
 
 @each_attempt
-async def test_a_write_records_each_change_with_who_made_it(parts: Parts, name: str) -> None:
-    await furnished(parts)
-    before = await parts.store.revision()
-    old = {resource.name: resource for resource in (await parts.store.snapshot()).resources}
+async def test_a_write_records_each_change_with_who_made_it(stocked: Parts, name: str) -> None:
+    before = await stocked.store.revision()
+    old = {resource.name: resource for resource in (await stocked.store.snapshot()).resources}
     told: list[int] = []
-    parts.store.on_change.append(told.append)
+    stocked.store.on_change.append(told.append)
 
-    await ATTEMPTS[name](parts, Author("bea", "call-7"), False)
+    await ATTEMPTS[name](stocked, Author("bea", "call-7"), False)
 
-    made = await changes(parts, before)
+    made = await changes(stocked, before)
     assert [(change.kind, change.name) for change in made] == EXPECTED[name]
     assert all((change.actor, change.request_id) == ("bea", "call-7") for change in made)
     revisions = [change.revision for change in made]
     assert revisions == sorted(set(revisions))
     assert told == [revisions[-1]]
-    assert await parts.store.revision() == revisions[-1]
-    new = {resource.name: resource for resource in (await parts.store.snapshot()).resources}
+    assert await stocked.store.revision() == revisions[-1]
+    new = {resource.name: resource for resource in (await stocked.store.snapshot()).resources}
     for change in made:
         assert change.before == old.get(change.name)
         assert change.after == new.get(change.name)
@@ -116,18 +107,17 @@ async def test_a_write_records_each_change_with_who_made_it(parts: Parts, name: 
 
 
 @each_attempt
-async def test_a_trial_says_what_would_be_and_changes_nothing(parts: Parts, name: str) -> None:
-    await furnished(parts)
-    before = await everything(parts)
+async def test_a_trial_says_what_would_be_and_changes_nothing(stocked: Parts, name: str) -> None:
+    before = await everything(stocked)
     told: list[int] = []
-    parts.store.on_change.append(told.append)
+    stocked.store.on_change.append(told.append)
 
-    trial = await ATTEMPTS[name](parts, by("r1"), True)
+    trial = await ATTEMPTS[name](stocked, by("r1"), True)
 
-    assert await everything(parts) == before
+    assert await everything(stocked) == before
     assert told == []
-    real = await ATTEMPTS[name](parts, by("r1"), False)  # the trial did not use up the id
-    assert await said(parts, int(before[0])) == EXPECTED[name]
+    real = await ATTEMPTS[name](stocked, by("r1"), False)  # the trial did not use up the id
+    assert await said(stocked, int(before[0])) == EXPECTED[name]
     if real is None:
         assert trial is None
     else:
@@ -149,10 +139,10 @@ async def test_a_trial_fails_as_the_real_thing_would(parts: Parts, name: str) ->
 
 @each_attempt
 async def test_a_repetition_changes_nothing_more_even_after_a_restart(
-    tmp_path: Path, template: Path, name: str
+    tmp_path: Path, stock: Path, name: str
 ) -> None:
-    async with opened(tmp_path / "r", template=template) as parts:
-        await furnished(parts)
+    shutil.copytree(stock, tmp_path / "r")
+    async with opened(tmp_path / "r") as parts:
         first = await ATTEMPTS[name](parts, by("r1"), False)
         before = await everything(parts)
         assert await ATTEMPTS[name](parts, by("r1", call="other"), False) == first
@@ -163,24 +153,22 @@ async def test_a_repetition_changes_nothing_more_even_after_a_restart(
 
 
 @each_attempt
-async def test_a_request_id_is_held_to_its_request(parts: Parts, name: str) -> None:
-    await furnished(parts)
-    await parts.models.create_model(by("r1"), "first", "generation", "", {}, dry=False)
-    before = await everything(parts)
+async def test_a_request_id_is_held_to_its_request(stocked: Parts, name: str) -> None:
+    await stocked.models.create_model(by("r1"), "first", "generation", "", {}, dry=False)
+    before = await everything(stocked)
     for author in (by("r1", digest="another"), Author("ann", "c", "r1", "/another/Method", "d")):
         with pytest.raises(AlreadyExists, match="request_id was used for another request"):
-            await ATTEMPTS[name](parts, author, False)
-    assert await everything(parts) == before
-    await ATTEMPTS[name](parts, by("r1", identity="bea"), False)  # hers is another id
-    assert await said(parts, int(before[0])) == EXPECTED[name]
+            await ATTEMPTS[name](stocked, author, False)
+    assert await everything(stocked) == before
+    await ATTEMPTS[name](stocked, by("r1", identity="bea"), False)  # hers is another id
+    assert await said(stocked, int(before[0])) == EXPECTED[name]
 
 
 @each_attempt
-async def test_of_equal_requests_at_once_one_is_carried_out(parts: Parts, name: str) -> None:
-    await furnished(parts)
-    before = await parts.store.revision()
-    await asyncio.gather(*(ATTEMPTS[name](parts, by("r1"), False) for _ in range(4)))
-    assert await said(parts, before) == EXPECTED[name]
+async def test_of_equal_requests_at_once_one_is_carried_out(stocked: Parts, name: str) -> None:
+    before = await stocked.store.revision()
+    await asyncio.gather(*(ATTEMPTS[name](stocked, by("r1"), False) for _ in range(4)))
+    assert await said(stocked, before) == EXPECTED[name]
 
 
 ETAGGED: dict[str, tuple[str, Callable[[Parts, str], Awaitable[Any]]]] = {
@@ -206,75 +194,71 @@ async def etag_of(parts: Parts, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", ETAGGED)
-async def test_a_change_from_an_old_reading_is_refused(parts: Parts, name: str) -> None:
-    await furnished(parts)
+async def test_a_change_from_an_old_reading_is_refused(stocked: Parts, name: str) -> None:
     target, attempt = ETAGGED[name]
-    old = await etag_of(parts, target)
+    old = await etag_of(stocked, target)
     if target == LIVE:
-        await parts.models.set_alias(by(), LIVE, 1, (), "", dry=False)
-        await parts.models.set_alias(by(), LIVE, 2, (), "", dry=False)
-        await parts.models.set_alias(by(), LIVE, 1, (), "", dry=False)
+        await stocked.models.set_alias(by(), LIVE, 1, (), "", dry=False)
+        await stocked.models.set_alias(by(), LIVE, 2, (), "", dry=False)
+        await stocked.models.set_alias(by(), LIVE, 1, (), "", dry=False)
     elif "/versions/" in target:
-        await parts.models.update_version(by(), target, "", {"description": "y"}, dry=False)
+        await stocked.models.update_version(by(), target, "", {"description": "y"}, dry=False)
     else:
-        await parts.models.update_model(by(), target, "", {"description": "y"}, dry=False)
-    before = await everything(parts)
+        await stocked.models.update_model(by(), target, "", {"description": "y"}, dry=False)
+    before = await everything(stocked)
 
     with pytest.raises(Conflict) as caught:
-        await attempt(parts, old)
+        await attempt(stocked, old)
     assert caught.value.reason_given == "ETAG_MISMATCH"
-    assert await everything(parts) == before
-    await attempt(parts, await etag_of(parts, target))
-    assert await everything(parts) != before
+    assert await everything(stocked) == before
+    await attempt(stocked, await etag_of(stocked, target))
+    assert await everything(stocked) != before
 
 
-async def test_of_two_who_move_an_alias_from_the_same_reading_one_is_told(parts: Parts) -> None:
-    await furnished(parts)
-    etag = await etag_of(parts, LIVE)
+async def test_of_two_who_move_an_alias_from_the_same_reading_one_is_told(stocked: Parts) -> None:
+    etag = await etag_of(stocked, LIVE)
     ends = await asyncio.gather(
-        *(parts.models.set_alias(by(), LIVE, 2, None, etag, dry=False) for _ in range(5)),
+        *(stocked.models.set_alias(by(), LIVE, 2, None, etag, dry=False) for _ in range(5)),
         return_exceptions=True,
     )
     assert sum(isinstance(end, Conflict) for end in ends) == 4
 
 
-async def test_a_model_with_versions_is_deleted_only_by_force(parts: Parts) -> None:
-    await furnished(parts)
-    before = await everything(parts)
+async def test_a_model_with_versions_is_deleted_only_by_force(stocked: Parts) -> None:
+    before = await everything(stocked)
     for dry in (True, False):
         with pytest.raises(FailedPrecondition, match="with force"):
-            await parts.models.delete_model(by(), M, "", force=False, dry=dry)
-    assert await everything(parts) == before
-    await parts.model("empty")
-    await parts.models.delete_model(by(), "models/empty", "", force=False, dry=False)
+            await stocked.models.delete_model(by(), M, "", force=False, dry=dry)
+    assert await everything(stocked) == before
+    await stocked.model("empty")
+    await stocked.models.delete_model(by(), "models/empty", "", force=False, dry=False)
 
 
-async def test_a_failure_in_the_middle_of_a_write_leaves_nothing_of_it(parts: Parts) -> None:
-    await furnished(parts)
-    before = await everything(parts)
+async def test_a_failure_in_the_middle_of_a_write_leaves_nothing_of_it(stocked: Parts) -> None:
+    before = await everything(stocked)
     told: list[int] = []
-    parts.store.on_change.append(told.append)
-    now = parts.store.write(by()).now
+    stocked.store.on_change.append(told.append)
+    now = stocked.store.write(by()).now
 
     class Broken(Exception):
         pass
 
     async def half() -> None:
-        async with parts.store.write(by("r9")) as write:
+        async with stocked.store.write(by("r9")) as write:
             record = ModelRecord(id="half", task="generation", create_time=now, update_time=now)
             await write.save(None, record)
             raise Broken
 
     with pytest.raises(Broken):
         await half()
-    cancelled = asyncio.create_task(_never_ends(parts))
+    cancelled = asyncio.create_task(_never_ends(stocked))
     await asyncio.sleep(0.05)
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
-    assert await everything(parts) == before
+    assert await everything(stocked) == before
     assert told == []
-    await parts.models.create_model(by("r9"), "half", "generation", "", {}, dry=False)
+    await stocked.models.create_model(by("r9"), "half", "generation", "", {}, dry=False)
 
 
 async def _never_ends(parts: Parts) -> None:
@@ -301,10 +285,10 @@ async def test_version_numbers_are_given_once_whoever_asks(tmp_path: Path, templ
 
 
 async def test_revisions_go_on_after_everything_is_deleted_and_the_process_restarts(
-    tmp_path: Path, template: Path
+    tmp_path: Path, stock: Path
 ) -> None:
-    async with opened(tmp_path / "r", template=template) as parts:
-        await furnished(parts)
+    shutil.copytree(stock, tmp_path / "r")
+    async with opened(tmp_path / "r") as parts:
         await parts.models.delete_model(by(), M, "", force=True, dry=False)
         last = await parts.store.revision()
         assert (await parts.store.snapshot()).resources == []
@@ -330,11 +314,10 @@ async def test_a_snapshot_is_of_one_moment(parts: Parts) -> None:
     assert len(seen) > 1
 
 
-async def test_the_etag_changes_with_every_change(parts: Parts) -> None:
-    await furnished(parts)
+async def test_the_etag_changes_with_every_change(stocked: Parts) -> None:
     seen = set()
     for _ in range(20):
-        record = await parts.models.update_model(by(), M, "", {"description": "same"}, dry=False)
+        record = await stocked.models.update_model(by(), M, "", {"description": "same"}, dry=False)
         assert re.fullmatch(r"[0-9a-f]{8,64}", record.etag)
         seen.add(record.etag)
     assert len(seen) == 20
