@@ -28,6 +28,7 @@ from services.runtime.errors import (
     ModelAmbiguous,
     ModelNotReady,
     NotFound,
+    UpstreamUnavailable,
 )
 
 State = Literal["loading", "ready", "draining", "failed", "unloaded"]
@@ -89,12 +90,14 @@ class Serving(Generic[RunnerT]):
         start: Callable[[VersionEntry, Manifest, Path], Awaitable[RunnerT]],
         only: frozenset[str] = frozenset(),
         on_health: Callable[[str, bool | None], None] = lambda model, serving: None,
+        retry_s: float = 5.0,
     ) -> None:
         self._task = task
         self._fetch = fetch
         self._start = start
         self._only = only
         self._on_health = on_health
+        self._retry_s = retry_s
         self._catalog = Catalog()
         self._loaded: dict[Key, Loaded[RunnerT]] = {}
         self._aliases: dict[str, dict[str, int]] = {}
@@ -276,6 +279,8 @@ class Serving(Generic[RunnerT]):
             if loaded.state == "loading":
                 loaded.state, loaded.reason = "failed", _said(error)
             _log.exception("model failed to load", model=entry.model, version=entry.version)
+            if isinstance(error, UpstreamUnavailable):
+                self._spawn(self._load_later(loaded))
         else:
             if loaded.state == "loading":
                 loaded.runner = runner
@@ -287,6 +292,13 @@ class Serving(Generic[RunnerT]):
                 await runner.close()
         loaded.tried.set()
         self._settle()
+
+    async def _load_later(self, loaded: Loaded[RunnerT]) -> None:
+        """The registry did not send the files: that passes, unlike what is wrong with a model."""
+        await asyncio.sleep(self._retry_s)
+        if self._loaded.get(loaded.key) is loaded and loaded.state == "failed":
+            loaded.state = "loading"
+            await self._load(loaded)
 
     async def _unload(self, loaded: Loaded[RunnerT], *, keep: bool) -> None:
         """Drain a version: its aliases no longer mean it, its users finish, it closes."""

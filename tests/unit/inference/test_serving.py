@@ -184,6 +184,27 @@ async def test_a_bad_version_never_takes_over(world: World) -> None:
     assert world.health["m"] is True
 
 
+async def test_files_that_the_registry_did_not_send_are_asked_for_again(world: World) -> None:
+    world.serving._retry_s = 0.0
+    world.broken["m", 1] = UpstreamUnavailable("the registry did not send model.onnx")
+    await world.points("m", 1)
+    await world.until("m", 1, "failed")
+    assert world.serving.synced.is_set()
+    del world.broken["m", 1]
+    await world.until("m", 1, "ready")
+    assert world.answers("m") == 1
+
+
+async def test_what_is_wrong_with_a_model_itself_is_not_tried_again(world: World) -> None:
+    world.serving._retry_s = 0.0
+    world.broken["m", 1] = InvalidRequest("no such operator")
+    await world.points("m", 1)
+    await world.until("m", 1, "failed")
+    del world.broken["m", 1]
+    await settled()
+    assert world.state("m", 1) == "failed"
+
+
 async def test_a_failure_in_words_that_are_not_ours_is_told_by_its_kind(world: World) -> None:
     world.broken["m", 1] = RuntimeError("/secret/path is bad")
     await world.points("m", 1)
