@@ -2,7 +2,8 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -32,11 +33,13 @@ from tests.e2e.processes import (
 )
 
 Services = dict[str, Service]
+LOOK_S = 3.0
+"""How often a process that says nothing is looked at."""
 
 
-def serving(address: str, *names: str) -> None:
-    """Wait until each name is SERVING: the watch tells."""
-    with grpc.insecure_channel(address) as channel:
+def serving(service: Service, *names: str) -> None:
+    """Wait until each name is SERVING: the watch tells, or the end of the process."""
+    with grpc.insecure_channel(service.address) as channel:
         watch = channel.unary_stream(
             f"/{standard.HEALTH}/Watch",
             request_serializer=standard.HealthCheckRequest.SerializeToString,
@@ -44,9 +47,20 @@ def serving(address: str, *names: str) -> None:
         )
         for name in names:
             asked = standard.HealthCheckRequest(service=name)
-            states = watch(asked, timeout=START_S, wait_for_ready=True)
-            assert any(state.status == SERVING for state in states), name
-            states.cancel()
+            end = time.monotonic() + START_S
+            while not _said_serving(watch(asked, timeout=LOOK_S, wait_for_ready=True)):
+                assert service.running, service.log[-2000:]
+                assert time.monotonic() < end, f"{name} of the {service.name} does not serve"
+
+
+def _said_serving(states: Any) -> bool:
+    try:
+        return any(state.status == SERVING for state in states)
+    except grpc.RpcError as error:
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED, error  # type: ignore[attr-defined]  # a call is an error too
+        return False
+    finally:
+        states.cancel()
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +80,28 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
             start(name, f"services.{name}", follow, f"--cache-dir={folder / name}")
         behind = [f"--{name}=127.0.0.1:{ports[name]}" for name in ("classifier", "generator")]
         start("gateway", "gateway", follow, *behind)
-        serving(found["registry"].address, "")
+        serving(found["registry"], "")
         with Client(registry=found["registry"].address) as client:
             for model in MODELS:
                 client.models.push(CACHE / "models" / model, alias="live")
-        serving(found["classifier"].address, "models/sentiment", "models/iris")
-        serving(found["generator"].address, "models/smollm2")
+        serving(found["classifier"], "models/sentiment", "models/iris")
+        serving(found["generator"], "models/smollm2")
         yield found
 
 
-async def end_under(service: Service, call: Call, callers: int, answers: int) -> Tally:
+async def end_under(
+    service: Service,
+    call: Call,
+    callers: int,
+    answers: int,
+    then: Callable[[], Awaitable[None]] | None = None,
+) -> Tally:
     """SIGTERM in the middle of a load that goes on until the process has ended."""
     below = descendants(service.process.pid)
     async with load(call, callers) as work:
         await work.answers(answers)
+        if then:
+            await then()
         service.process.send_signal(signal.SIGTERM)
         status = await asyncio.to_thread(service.process.wait, STOP_S)
     FIGURES.append(f"SIGTERM to the {service.name}: {work.tally}")
@@ -124,6 +146,11 @@ class TestSigterm:
             prompts=[prompt_pb2.Prompt(text=prompt_pb2.TextPrompt(text="Once upon a time"))],
             params=sampling_params_pb2.SamplingParams(max_tokens=12, ignore_eos=True),
         )
+        # Longer than a server that does not wait for what is in hand would live.
+        long = generator_service_pb2.GenerateStreamRequest(
+            prompt=request.prompts[0],
+            params=sampling_params_pb2.SamplingParams(max_tokens=300, ignore_eos=True),
+        )
         async with grpc.aio.insecure_channel(service.address) as channel:
             stub: Any = generator_rpc.GeneratorServiceStub(channel)
 
@@ -131,7 +158,18 @@ class TestSigterm:
                 answer = await stub.Generate(request, metadata=[("x-request-id", request_id)])
                 assert answer.results[0].generation.usage.completion_tokens == 12
 
-            tally = await end_under(service, generate, 6, 12)
+            stream = stub.GenerateStream(long, metadata=[("x-request-id", "load-stream")])
+
+            async def begun() -> None:
+                while not (await stream.read()).HasField("delta"):
+                    pass
+
+            tally = await end_under(service, generate, 4, 4, begun)
+            last = None
+            while (message := await stream.read()) is not grpc.aio.EOF:
+                last = message
+            assert last is not None
+            assert last.finished.usage.completion_tokens == 300
         hold_to_its_word(service, tally)
 
     async def test_classifier(self, services: Services) -> None:
@@ -174,7 +212,7 @@ class TestSigterm:
         data = next(a for a in service.process.args if str(a).startswith("--data-dir="))  # type: ignore[union-attr]  # a list
         after = Service.start("services.registry", service.port, service.log_file.parent, str(data))
         try:
-            serving(after.address, "")
+            serving(after, "")
             with Client(registry=after.address) as client:
                 kept = {f"models/{model.name}" for model in client.models.list()}
         finally:
