@@ -16,6 +16,8 @@ from services.runtime.errors import (
     DeadlineExpired,
     DeadlineTooShort,
     Draining,
+    GristmillError,
+    InvalidRequest,
     Overloaded,
     QuotaExceeded,
 )
@@ -135,7 +137,7 @@ class Admission:
         now = self._clock()
         try:
             self._check(identity, deadline, cost, wait_s, drain_s, now)
-        except (Draining, QuotaExceeded, Overloaded, DeadlineExpired, DeadlineTooShort) as error:
+        except GristmillError as error:
             self.refused[error.reason_given] = self.refused.get(error.reason_given, 0) + 1
             raise
         self.items += cost.items
@@ -154,6 +156,7 @@ class Admission:
     ) -> None:
         if self.draining:
             raise Draining("this server is shutting down")
+        self._refuse_what_never_fits(cost)
         if deadline.expired(now):
             raise DeadlineExpired("the deadline had passed when the call was read")
         if wait_s > deadline.remaining(now):
@@ -173,6 +176,16 @@ class Admission:
                 retry_after_s=drain_s(),
             )
         self._charge(identity, cost.units, now)
+
+    def _refuse_what_never_fits(self, cost: Cost) -> None:
+        """An empty queue could not hold it either, so no retry hint would be true."""
+        limits = self.limits
+        if cost.items > limits.max_items:
+            said = f"{cost.items} at once, at most {limits.max_items} fit this model's queue"
+            raise InvalidRequest.field("request", said)
+        if cost.bytes > limits.max_bytes:
+            said = f"{cost.bytes} bytes at once, at most {limits.max_bytes} fit this model's queue"
+            raise InvalidRequest.field("request", said)
 
     def _charge(self, identity: str, units: float, now: float) -> None:
         rate = self.limits.quota_units_per_s

@@ -319,7 +319,7 @@ async def test_a_stream_that_is_refused_gives_nothing_first(transport: str, tmp_
             streaming(item_pb2.Item(), message(1), message(2), message(3))
         )
         error = await failure(collect(call, got))
-        assert (error.code(), reason(error)) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert (error.code(), reason(error)) == (Code.INVALID_ARGUMENT, "INVALID_FIELD")
         assert got == []
 
 

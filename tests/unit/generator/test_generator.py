@@ -268,7 +268,7 @@ class TestChoices:
         engine = ScriptedEngine(script("a"))
         with generator(engine, limits=Limits(max_items=3, max_bytes=10**9)) as g:
             await answer(g, "x", asked(n=3))
-            with pytest.raises(errors.Overloaded):
+            with pytest.raises(errors.InvalidRequest):
                 await answer(g, "x", asked(n=4))
             assert g.admission.items == 0
 
@@ -276,7 +276,7 @@ class TestChoices:
         engine = ScriptedEngine(script("a"))
         with generator(engine, limits=Limits(max_items=99, max_bytes=30)) as g:
             await answer(g, "x" * 10, asked(n=3))
-            with pytest.raises(errors.Overloaded):
+            with pytest.raises(errors.InvalidRequest):
                 await answer(g, "x" * 11, asked(n=3))
 
     async def test_the_quota_counts_tokens_read_and_to_be_written(self) -> None:

@@ -15,6 +15,7 @@ from tests.harness import FakeClock
 
 LIMITS = Limits(max_items=10, max_bytes=1000, quota_units_per_s=3.0, quota_burst_units=7.0)
 REFUSALS = (
+    errors.InvalidRequest,
     errors.Draining,
     errors.DeadlineExpired,
     errors.DeadlineTooShort,
@@ -296,3 +297,13 @@ def test_a_bucket_does_not_fill_beyond_its_burst() -> None:
     assert bucket.wait_s(3.0, now=1e6) == 0.0
     bucket.take(3.0)
     assert bucket.wait_s(1.0, now=1e6) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("cost", [Cost(11), Cost(1, 1001)])
+def test_what_never_fits_is_the_caller_s_to_change(cost: Cost) -> None:
+    """A hint to come back would not be true: an empty queue could not hold it either."""
+    queue = Admission(Limits(10, 1000), FakeClock())
+    with pytest.raises(errors.InvalidRequest) as refused:
+        queue.admit("bob", Deadline(LATER), cost)
+    assert refused.value.retry_after_s is None
+    assert (queue.items, queue.bytes) == (0, 0)
