@@ -33,12 +33,13 @@ class ArtifactCalls:
             raise InvalidRequest.field("message", "the first must be start")
         version = await self.store.version(*version_key(first.start.version))
         artifact = version.artifact(first.start.path)
-        if self.blobs.has(artifact.sha256, artifact.size_bytes):
-            yield pb.UploadArtifactResponse(durable_bytes=artifact.size_bytes, complete=True)
-            return
-        if version.state != "uploading":
+        stored = self.blobs.has(artifact.sha256, artifact.size_bytes)
+        if version.state != "uploading" and not stored:
             raise FailedPrecondition(f"{version.name} is {version.state}, not uploading")
         upload = await self.blobs.open_upload(artifact.sha256, artifact.size_bytes)
+        if upload is None:
+            yield pb.UploadArtifactResponse(durable_bytes=artifact.size_bytes, complete=True)
+            return
         try:
             yield pb.UploadArtifactResponse(durable_bytes=upload.durable_bytes)
             async for durable in self._receive(requests, upload):

@@ -50,12 +50,17 @@ class Blobs:
         except FileNotFoundError:
             return False
 
-    async def open_upload(self, digest: str, size_bytes: int) -> "Upload":
-        """Go on with an upload; one that is open for the same bytes is superseded."""
+    async def open_upload(self, digest: str, size_bytes: int) -> "Upload | None":
+        """Go on with an upload; one that is open for the same bytes is superseded.
+
+        None where the bytes are all here, be it that the one before ended just now.
+        """
         part = self._uploads / _checked(digest)
         async with self._opening.setdefault(digest, asyncio.Lock()):
             if before := self._writers.get(digest):
                 await before.supersede()
+            if self.has(digest, size_bytes):
+                return None
             upload = Upload(self, part, digest, size_bytes)
             await upload.open()
             self._writers[digest] = upload

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
@@ -82,7 +83,7 @@ class OpenVinoEngine:
         self._streams: dict[int, _Stream] = {}
         self._next = 0
         self._writer: asyncio.StreamWriter | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._ready = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -178,23 +179,22 @@ class OpenVinoEngine:
                     EngineRestarting("the engine failed and is being started again")
                 )
 
+    def _spawn(self, fd: int) -> "subprocess.Popen[bytes]":
+        """Start the process. Not through the loop: uvloop forks by way of grpc's fork handlers, and
+        while grpc is busy one child in fifty crashes in them."""
+        command = [
+            *(sys.executable, "-m", WORKER, str(fd)),
+            *(str(self._model), json.dumps(asdict(self._settings))),
+        ]
+        return subprocess.Popen(  # noqa: S603  # our own command
+            command, pass_fds=(fd,), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+
     async def _run(self) -> int:
         """One life of the process; returns its exit code."""
         ours, theirs = socket.socketpair()
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            WORKER,
-            str(theirs.fileno()),
-            str(self._model),
-            json.dumps(asdict(self._settings)),
-            pass_fds=(theirs.fileno(),),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-        )
+        self._process = self._spawn(theirs.fileno())
         theirs.close()
-        if self._closing.is_set():  # while the process was being made
-            self._process.terminate()
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES)
         try:
             while line := await reader.readline():
@@ -203,7 +203,7 @@ class OpenVinoEngine:
             pass  # it died in the middle of a line
         finally:
             self._writer.close()
-        return await self._process.wait()
+        return await asyncio.to_thread(self._process.wait)
 
     def _receive(self, message: dict[str, Any]) -> None:
         if "ready" in message:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from services.registry.blobs import Blobs
+from services.registry.blobs import Blobs, Upload
 from services.registry.database import Database
 from services.registry.models import Models
 from services.registry.resources import ArtifactRecord, ModelRecord, Task, VersionRecord
@@ -125,9 +125,18 @@ async def opened(
         await database.close()
 
 
+async def begin(blobs: Blobs, data: bytes, size: int | None = None) -> Upload:
+    """An upload of bytes that are not here yet."""
+    upload = await blobs.open_upload(sha(data), len(data) if size is None else size)
+    assert upload is not None, "the bytes are here"
+    return upload
+
+
 async def put(blobs: Blobs, data: bytes, *, chunk: int = CHUNK) -> None:
     """Upload bytes in chunks, from where an earlier upload ended."""
     upload = await blobs.open_upload(sha(data), len(data))
+    if upload is None:
+        return
     at = upload.durable_bytes
     try:
         while not upload.whole:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from services.registry.blobs import READ_BYTES, Blobs, Upload
 from services.runtime.errors import Conflict, DataLoss, InvalidRequest, NotFound, OutOfRange
-from tests.unit.registry.parts import below, get, put, sha
+from tests.unit.registry.parts import begin, below, get, put, sha
 
 DATA = bytes(random.Random(1).randbytes(300_000))
 HOSTILE = (
@@ -43,7 +43,7 @@ def blobs(tmp_path: Path) -> Blobs:
 
 async def begun(blobs: Blobs, data: bytes, sent: int) -> Upload:
     """An upload of which `sent` bytes have come."""
-    upload = await blobs.open_upload(sha(data), len(data))
+    upload = await begin(blobs, data)
     await upload.write(0, data[:sent])
     return upload
 
@@ -75,7 +75,7 @@ def test_an_upload_goes_on_after_any_cut_and_any_loss_of_what_was_not_durable(
 
     async def attempt(blobs: Blobs, until: int, known: int) -> int:
         """Send up to `until`; gives what was acknowledged."""
-        upload = await blobs.open_upload(sha(data), len(data))
+        upload = await begin(blobs, data)
         assert upload.durable_bytes >= known, "what was acknowledged is gone"
         at = upload.durable_bytes
         while at < until:
@@ -149,7 +149,7 @@ async def test_bytes_that_are_not_those_declared_are_thrown_away(blobs: Blobs) -
     assert not blobs.has(sha(DATA), len(DATA))
     assert not blobs.has(sha(wrong), len(wrong)), "kept under a digest that nobody declared"
 
-    again = await blobs.open_upload(sha(DATA), len(DATA))
+    again = await begin(blobs, DATA)
     assert again.durable_bytes == 0
     await again.close()
     await put(blobs, DATA)
@@ -158,11 +158,11 @@ async def test_bytes_that_are_not_those_declared_are_thrown_away(blobs: Blobs) -
 
 async def test_an_attempt_longer_than_the_size_declared_now_begins_anew(blobs: Blobs) -> None:
     """Someone declared these bytes with a wrong size, sent some and left."""
-    wrong = await blobs.open_upload(sha(DATA), 2 * len(DATA))
+    wrong = await begin(blobs, DATA, 2 * len(DATA))
     await wrong.write(0, DATA + b"more")
     await wrong.close()
 
-    upload = await blobs.open_upload(sha(DATA), len(DATA))
+    upload = await begin(blobs, DATA)
     assert upload.durable_bytes == 0
     await upload.close()
     await put(blobs, DATA)
@@ -171,7 +171,7 @@ async def test_an_attempt_longer_than_the_size_declared_now_begins_anew(blobs: B
 
 async def test_a_newer_upload_goes_on_where_the_older_was_and_shuts_it_out(blobs: Blobs) -> None:
     older = await begun(blobs, DATA, 100_001)
-    newer = await blobs.open_upload(sha(DATA), len(DATA))
+    newer = await begin(blobs, DATA)
     assert newer.durable_bytes == 100_001
     for attempt in (older.write(100_001, b"x"), older.complete()):
         with pytest.raises(Conflict) as caught:
@@ -186,7 +186,7 @@ async def test_a_newer_upload_goes_on_where_the_older_was_and_shuts_it_out(blobs
 async def test_of_uploads_that_open_at_once_one_writes_and_the_bytes_stay_whole(
     blobs: Blobs,
 ) -> None:
-    uploads = await asyncio.gather(*(blobs.open_upload(sha(DATA), len(DATA)) for _ in range(8)))
+    uploads = await asyncio.gather(*(begin(blobs, DATA) for _ in range(8)))
 
     async def send(upload: Upload) -> str:
         try:
@@ -250,6 +250,29 @@ async def test_a_caller_who_leaves_while_the_disk_works_harms_nobody(
     if blobs.has(sha(DATA), len(DATA)):
         assert await get(blobs, DATA) == DATA
     await put(blobs, DATA)
+    assert await get(blobs, DATA) == DATA
+
+
+async def test_whoever_comes_while_another_call_ends_has_nothing_left_to_send(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go = threading.Event(), threading.Event()
+    real = shutil.os.rename
+
+    def slow(*arguments: Any) -> Any:
+        reached.set()
+        assert go.wait(20)
+        return real(*arguments)
+
+    first = await begun(blobs, DATA, len(DATA))
+    monkeypatch.setattr("services.registry.blobs.os.rename", slow)
+    completing = asyncio.create_task(first.complete())
+    await asyncio.to_thread(reached.wait, 20)
+    coming = [asyncio.create_task(blobs.open_upload(sha(DATA), len(DATA))) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    go.set()
+    assert await asyncio.gather(completing, *coming) == [None] * 4
+    assert list(below(tmp_path / "artifacts" / "uploads")) == []
     assert await get(blobs, DATA) == DATA
 
 

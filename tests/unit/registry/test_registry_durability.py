@@ -12,7 +12,7 @@ from sqlalchemy import text
 from services.registry.blobs import Blobs
 from services.registry.database import Database, _upgrade
 from services.runtime.errors import FailedPrecondition
-from tests.unit.registry.parts import MANIFEST, Parts, below, by, get, opened, put, sha
+from tests.unit.registry.parts import MANIFEST, Parts, begin, below, by, get, opened, put, sha
 
 DATA = bytes(range(256)) * 1000
 EVERY = 100_000
@@ -57,7 +57,7 @@ async def test_bytes_reach_the_disk_before_their_name_and_the_name_before_the_an
     assert ("fsync", ".") in disk.names()
 
     part, shard = f"artifacts/uploads/{sha(DATA)}", f"artifacts/blobs/{sha(DATA)[:2]}"
-    upload = await blobs.open_upload(sha(DATA), len(DATA))
+    upload = await begin(blobs, DATA)
     assert ("fsync", "artifacts/uploads") in disk.names(), "the part's own name"
     for at in range(0, len(DATA), 50_000):
         disk.steps.clear()
@@ -126,7 +126,7 @@ async def test_each_step_failing_in_turn_leaves_the_old_state_or_the_new(
         if restarted.has(sha(DATA), len(DATA)):
             assert await get(restarted, DATA) == DATA
         else:
-            again = await restarted.open_upload(sha(DATA), len(DATA))
+            again = await begin(restarted, DATA)
             assert again.durable_bytes >= max(acknowledged, default=0)
             await again.close()
         await put(restarted, DATA)
@@ -137,7 +137,7 @@ async def test_each_step_failing_in_turn_leaves_the_old_state_or_the_new(
 
 
 async def _sent(blobs: Blobs, acknowledged: list[int]) -> None:
-    upload = await blobs.open_upload(sha(DATA), len(DATA))
+    upload = await begin(blobs, DATA)
     try:
         for at in range(0, len(DATA), 50_000):
             await upload.write(at, DATA[at : at + 50_000])
@@ -152,7 +152,7 @@ async def test_bytes_whose_fsync_failed_are_sent_again(
 ) -> None:
     """After a failed fsync the kernel may forget dirty pages: asking again proves nothing."""
     blobs = Blobs(tmp_path / "artifacts", EVERY)
-    upload = await blobs.open_upload(sha(DATA), len(DATA))
+    upload = await begin(blobs, DATA)
     assert await upload.write(0, DATA[:EVERY])
     with monkeypatch.context() as patch:
         disk = Disk(patch, tmp_path)
@@ -160,7 +160,7 @@ async def test_bytes_whose_fsync_failed_are_sent_again(
         with pytest.raises(OSError, match="injected"):
             await upload.write(EVERY, DATA[EVERY : 2 * EVERY])
     await upload.close()
-    again = await blobs.open_upload(sha(DATA), len(DATA))
+    again = await begin(blobs, DATA)
     assert again.durable_bytes == EVERY
     await again.close()
 
