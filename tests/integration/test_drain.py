@@ -229,7 +229,7 @@ async def test_the_order_of_a_drain(transport: str) -> None:
         order.append(("close", served.server.interceptor.in_flight))
 
     service = classifier(Scripted(unary), on_drain=[begin], on_close=[close])
-    async with serve(service, transport, health=health) as served:
+    async with serve(service, transport, health=health, linger=True) as served:
         call = served.stub.Classify(request())
         await soon(held.wait())
         drained = asyncio.ensure_future(served.server.drain())

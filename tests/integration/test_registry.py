@@ -379,6 +379,7 @@ async def test_a_drain_ends_an_upload_and_the_next_process_goes_on(
         await sending.start(V1, "model.onnx")
         await sending.send(0, DATA[:150_000])
         assert (await sending.answer()).durable_bytes == 150_000
+        here.served.server.linger_s = 1.0  # native closes on what it has not sent yet
         await soon(here.served.server.drain())
         error = await sending.failure()
         assert (error.code(), reason(error)) == (Code.UNAVAILABLE, "DRAINING")
@@ -470,6 +471,7 @@ async def test_a_drain_ends_a_watch_with_a_revision_to_go_on_from(here: Here) ->
     await here.model()
     call = here.stub.Watch(pb.WatchRequest(after_revision=0))
     assert (await soon(call.read())).revision == 1
+    here.served.server.linger_s = 1.0  # native closes on what it has not sent yet
     await soon(here.served.server.drain())
     error = await refused(call.read(), Code.UNAVAILABLE, "DRAINING")
     assert error_info(error).metadata["revision"] == "1"
