@@ -14,12 +14,17 @@ from tests.e2e.processes import DEFAULT_PORTS, START_S, Suite, alive, free_ports
 
 # Each needs the one before it to have done its work.
 STAGES = ("suite", "stopped", "again", "died", "services")
+# The first test of a stage waits for a whole suite to stop and to start, perhaps slowly.
+TEST_S = 300
 ADMIN_PORTS = {f"admin {port}": port for port in range(9151, 9155)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the tests that live in stages into the order of the stages."""
+    """Bring the tests into the order of the stages, and give them time for what those do."""
     mine = [i for i, item in enumerate(items) if "e2e" in item.path.parts]
+    for i in mine:
+        if not any(items[i].iter_markers("timeout")):
+            items[i].add_marker(pytest.mark.timeout(TEST_S))
     ordered = sorted((items[i] for i in mine), key=_stage)
     for place, item in zip(mine, ordered, strict=True):
         items[place] = item

@@ -23,7 +23,7 @@ CACHE = Path(os.environ.get("GRISTMILL_CACHE", Path.home() / ".cache" / "gristmi
 MODELS = ("sentiment", "iris", "smollm2")
 DEFAULT_PORTS = {"registry": 50051, "classifier": 50052, "generator": 50053, "gateway": 8080}
 # Upper bounds on what a loaded machine may take; nothing waits for them to pass.
-START_S = 100.0
+START_S = 200.0
 STOP_S = 60.0
 COMMAND_S = 90.0
 LAST_LINE = "Ctrl-C stops it."

@@ -613,7 +613,9 @@ def tokenizer() -> OpenVinoTokenizer:
 
 
 class TestOpenVinoTokenizer:
-    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(
         st.lists(st.sampled_from(SENTENCES) | st.text(PLAIN, max_size=8), max_size=4).map("".join)
     )
@@ -630,7 +632,9 @@ class TestOpenVinoTokenizer:
     def test_gives_back_what_it_was_given(self, tokenizer: OpenVinoTokenizer, words: str) -> None:
         assert tokenizer.decode(tokenizer.encode(words)) == words
 
-    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(st.lists(st.integers(0, 49151), max_size=12))
     def test_deltas_of_any_tokens_join_to_what_it_decodes(
         self, tokenizer: OpenVinoTokenizer, numbers: list[int]

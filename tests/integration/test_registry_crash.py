@@ -41,6 +41,8 @@ class Push:
     """Its name, once its creation was acknowledged."""
     durable: dict[str, int] = field(default_factory=dict)
     """Acknowledged bytes, by path."""
+    whole: set[str] = field(default_factory=set)
+    """The paths of which all was acknowledged as checked."""
     ready: bool = False
     done: bool = False
 
@@ -151,7 +153,7 @@ class Pusher:
         fuse.count()
 
     async def _upload(self, wire: Wire, fuse: Fuse, push: Push, path: str, data: bytes) -> None:
-        while push.durable.get(path) != len(data):
+        while path not in push.whole:
             try:
                 await self._send(Sending(wire.stub), fuse, push, path, data)
             except grpc.aio.AioRpcError as error:
@@ -180,6 +182,7 @@ class Pusher:
             answer = await sending.answer()
         assert answer.durable_bytes == len(data)
         push.durable[path] = len(data)
+        push.whole.add(path)
         fuse.count()
 
 
@@ -242,6 +245,9 @@ async def check(wire: Wire, books: Books) -> None:
             assert version.state == model_pb2.VERSION_STATE_UPLOADING
     for push in books.pushes:
         assert not push.version or push.version in versions
+        if push.version:
+            version = await wire.get(push.version)
+            assert push.whole <= {one.path for one in version.artifacts if one.stored}
         assert not push.ready or versions[push.version].state == READY
     for name, alias in aliases.items():
         target = f"{name.partition('/aliases/')[0]}/versions/{alias.version}"

@@ -216,7 +216,7 @@ class TestAnswer:
         assert choice.text == "😀"
 
     @given(st.lists(st.text(alphabet="ab\n", max_size=4), max_size=8), st.data())
-    @settings(max_examples=60)
+    @settings(max_examples=60, deadline=None)
     async def test_however_tokens_come_deltas_join_to_the_text(
         self, pieces: list[str], data: st.DataObject
     ) -> None:

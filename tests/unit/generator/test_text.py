@@ -4,10 +4,13 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.generator.text import Detokenizer, StopFilter
+
+# A loaded machine makes any example slow.
+unhurried = settings(deadline=None)
 
 # Emoji with joiners and skin tones, combining marks, CJK, right to left, astral, NUL and a BOM.
 PIECES = [
@@ -78,6 +81,7 @@ def deltas_of(decode: Bytewise, pushes: Sequence[Sequence[int]]) -> Iterator[tup
 
 class TestDetokenizer:
     @DECODERS
+    @unhurried
     @given(VALID)
     @example(([b"\xf0", b"\x9f", b"\x98", b"\x80"], [[0], [1], [2], [3]]))
     @example(([b"a\xe4", b"\xb8\xad", b"b"], [[0], [1], [2]]))
@@ -89,6 +93,7 @@ class TestDetokenizer:
         assert joined == b"".join(tokens).decode()
 
     @DECODERS
+    @unhurried
     @given(VALID)
     def test_no_delta_has_a_part_of_a_character(
         self, errors: str, given: tuple[list[bytes], list[Sequence[int]]]
@@ -101,6 +106,7 @@ class TestDetokenizer:
             assert so_far.decode(errors="ignore").startswith(joined)
 
     @DECODERS
+    @unhurried
     @given(VALID)
     def test_nothing_is_held_back_at_the_end_of_a_character(
         self, errors: str, given: tuple[list[bytes], list[Sequence[int]]]
@@ -116,6 +122,7 @@ class TestDetokenizer:
             assert joined == whole
 
     @DECODERS
+    @unhurried
     @given(tokenisations(st.binary(max_size=24) | st.just("x\ufffdy\ufffd".encode())))
     @example(([b"\xe4\xb8"], [[0]]))
     @example(([b"\xe4", b"A", b"\xb8"], [[0], [1], [2]]))
@@ -192,6 +199,7 @@ def pushed(filter_: StopFilter, pieces: Sequence[str], note: Callable[[str], Non
 
 
 class TestStopFilter:
+    @unhurried
     @given(chunks(), STOPS)
     @example(["abab", "b"], ("abb",))
     @example(["abcd", "e"], ("abcde", "bcd"))
@@ -205,6 +213,7 @@ class TestStopFilter:
         assert pushed(filter_, pieces, lambda out: None) == before
         assert filter_.matched == match
 
+    @unhurried
     @given(chunks(), STOPS)
     def test_never_lets_out_what_a_stop_may_take_back(
         self, pieces: list[str], stops: tuple[str, ...]
@@ -217,6 +226,7 @@ class TestStopFilter:
 
         pushed(StopFilter(stops), pieces, note)
 
+    @unhurried
     @given(chunks(), STOPS)
     def test_holds_back_no_more_than_a_stop_may_take_back(
         self, pieces: list[str], stops: tuple[str, ...]
@@ -229,6 +239,7 @@ class TestStopFilter:
             held = text.removeprefix(out)
             assert not held or any(stop.startswith(held) for stop in stops)
 
+    @unhurried
     @given(chunks(), STOPS, st.text(max_size=5))
     def test_after_a_match_nothing_comes(
         self, pieces: list[str], stops: tuple[str, ...], more: str
@@ -247,6 +258,7 @@ class TestStopFilter:
         assert filter_.push("the EN") == "the "
         assert (filter_.flush(), filter_.flush()) == ("EN", "")
 
+    @unhurried
     @given(TEXTS, st.data())
     def test_stops_may_hold_any_character(self, text: str, data: st.DataObject) -> None:
         if not text:

@@ -239,6 +239,9 @@ class RegistryProcess:
         here = (f"--data-dir={self.data}", f"--port={self.port}", "--admin-port=-1")
         flags = (*here, *self._flags, *more)
         bare = {k: v for k, v in os.environ.items() if not k.startswith("GRISTMILL_")}
+        if bare.pop("PYTHONDONTWRITEBYTECODE", ""):
+            # Compiling everything anew takes longer than the rest of a start.
+            bare["PYTHONPYCACHEPREFIX"] = str(self._log.with_name("compiled"))
         return subprocess.Popen(
             [sys.executable, "-m", "services.registry", *flags],
             stdin=subprocess.DEVNULL,
