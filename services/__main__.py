@@ -221,7 +221,8 @@ curl -s {http}/classifier/v1/classify -H 'content-type: application/json' \
 -d '{{"model": {{"model": "sentiment"}}, "items": [{{"text": {{"text": "not bad at all"}}}}]}}'
 
 grpcurl -plaintext -d '{{"prompt": {{"chat": {{"messages": [{{"role": "ROLE_USER", \
-"content": "What is the capital of France?"}}]}}}}, "params": {{"max_tokens": 32, "temperature": 0}}}}' \
+"content": "What is the capital of France?"}}]}}}}, \
+"params": {{"max_tokens": 32, "temperature": 0}}}}' \
 localhost:{options.generator_port} gristmill.generator.v1.GeneratorService/GenerateStream
 
 Ctrl-C stops it.
