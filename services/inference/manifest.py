@@ -68,8 +68,8 @@ class Manifest(_Section):
     task: Literal["classification", "generation"]
     description: str = Field(default="", max_length=4096)
     license: str = ""
-    backend: Literal["onnxruntime"] | None = None
-    engine: Literal["openvino-genai"] | None = None
+    backend: Literal["onnxruntime", "pytorch"] | None = None
+    engine: Literal["openvino-genai", "vllm"] | None = None
     files: dict[str, PlainName] = Field(min_length=1)
     """Role (model, tokenizer) to file name within the folder."""
     input: Input | None = None

@@ -88,6 +88,16 @@ class LineageRecord(Record):
     facts: dict[str, str] = {}
 
 
+class TensorRecord(Record):
+    """A tensor that a model takes or gives."""
+
+    name: str
+    datatype: str
+    """As the Open Inference Protocol names it, "FP32"."""
+    shape: tuple[int, ...]
+    """-1: any length."""
+
+
 class SignatureRecord(Record):
     """What a version takes and gives."""
 
@@ -95,6 +105,8 @@ class SignatureRecord(Record):
     labels: tuple[str, ...] = ()
     multi_label: bool = False
     max_tokens: int = 0
+    inputs: tuple[TensorRecord, ...] = ()
+    outputs: tuple[TensorRecord, ...] = ()
 
 
 class VersionRecord(Record):
