@@ -4,9 +4,10 @@
     ├── InvalidRequest, UnsupportedField, ModelAmbiguous      the caller must change the request
     ├── Unauthenticated, PermissionDenied                     the caller must change who it is
     ├── NotFound, AlreadyExists, Conflict, FailedPrecondition, OutOfRange, NotImplementedYet
-    ├── Overloaded, QuotaExceeded, SlowConsumer               the same request later
+    ├── Overloaded, QuotaExceeded, SlowConsumer, StorageFull  the same request later
     ├── DeadlineTooShort, DeadlineExpired                     the same request with more time
-    ├── ModelNotReady, EngineRestarting, Draining, UpstreamUnavailable    elsewhere, or later
+    ├── ModelNotReady, EngineRestarting, Draining, UpstreamUnavailable, StorageFailed
+    │                                                         elsewhere, or later
     └── DataLoss, BackendFailed                               our fault
 
 Any other exception is a bug: the edge answers INTERNAL and withholds its text.
@@ -44,12 +45,14 @@ CANCELLED = "CANCELLED"
 QUEUE_FULL = "QUEUE_FULL"
 QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
 SLOW_CONSUMER = "SLOW_CONSUMER"
+STORAGE_FULL = "STORAGE_FULL"
 DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
 DEADLINE_EXPIRED = "DEADLINE_EXPIRED"
 MODEL_NOT_READY = "MODEL_NOT_READY"
 ENGINE_RESTARTING = "ENGINE_RESTARTING"
 DRAINING = "DRAINING"
 UPSTREAM_UNAVAILABLE = "UPSTREAM_UNAVAILABLE"
+STORAGE_FAILED = "STORAGE_FAILED"
 ARTIFACT_CORRUPT = "ARTIFACT_CORRUPT"
 BACKEND_FAILED = "BACKEND_FAILED"
 INTERNAL = "INTERNAL"
@@ -194,6 +197,12 @@ class SlowConsumer(GristmillError):
     reason = SLOW_CONSUMER
 
 
+class StorageFull(GristmillError):
+    """The storage has no room left; what is durable stays, and an upload can go on later."""
+
+    reason = STORAGE_FULL
+
+
 class DeadlineTooShort(GristmillError):
     """Refused at admission: the predicted wait is longer than the time left."""
 
@@ -228,6 +237,16 @@ class UpstreamUnavailable(GristmillError):
     """A service behind this one did not answer."""
 
     reason = UPSTREAM_UNAVAILABLE
+
+
+class StorageFailed(GristmillError):
+    """The storage refused a read or a write; nothing that was acknowledged is lost.
+
+    UNAVAILABLE rather than INTERNAL: a call that stores or reads bytes by their digest may be
+    repeated as it is, another replica may have a disk that works, and the caller is told why.
+    """
+
+    reason = STORAGE_FAILED
 
 
 class DataLoss(GristmillError):

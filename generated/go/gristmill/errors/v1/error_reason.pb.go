@@ -94,6 +94,9 @@ const (
 	// RESOURCE_EXHAUSTED: a consumer read too slowly and was cut off; resume
 	// from the last message received.
 	ErrorReason_ERROR_REASON_SLOW_CONSUMER ErrorReason = 72
+	// RESOURCE_EXHAUSTED: the storage has no room left; what is durable stays,
+	// and an upload goes on from there once there is room.
+	ErrorReason_ERROR_REASON_STORAGE_FULL ErrorReason = 73
 	// DEADLINE_EXCEEDED: refused at admission, since the predicted wait is
 	// longer than the time left.
 	ErrorReason_ERROR_REASON_DEADLINE_TOO_SHORT ErrorReason = 80
@@ -108,6 +111,9 @@ const (
 	ErrorReason_ERROR_REASON_DRAINING ErrorReason = 92
 	// UNAVAILABLE: a service behind this one did not answer.
 	ErrorReason_ERROR_REASON_UPSTREAM_UNAVAILABLE ErrorReason = 93
+	// UNAVAILABLE: the storage refused a read or a write; nothing acknowledged is
+	// lost, and the call may be repeated.
+	ErrorReason_ERROR_REASON_STORAGE_FAILED ErrorReason = 94
 	// DATA_LOSS: stored bytes do not match their digest.
 	ErrorReason_ERROR_REASON_ARTIFACT_CORRUPT ErrorReason = 100
 	// INTERNAL: the model failed on this input; the text stays in the log of the
@@ -149,12 +155,14 @@ var (
 		70:  "ERROR_REASON_QUEUE_FULL",
 		71:  "ERROR_REASON_QUOTA_EXCEEDED",
 		72:  "ERROR_REASON_SLOW_CONSUMER",
+		73:  "ERROR_REASON_STORAGE_FULL",
 		80:  "ERROR_REASON_DEADLINE_TOO_SHORT",
 		81:  "ERROR_REASON_DEADLINE_EXPIRED",
 		90:  "ERROR_REASON_MODEL_NOT_READY",
 		91:  "ERROR_REASON_ENGINE_RESTARTING",
 		92:  "ERROR_REASON_DRAINING",
 		93:  "ERROR_REASON_UPSTREAM_UNAVAILABLE",
+		94:  "ERROR_REASON_STORAGE_FAILED",
 		100: "ERROR_REASON_ARTIFACT_CORRUPT",
 		101: "ERROR_REASON_BACKEND_FAILED",
 		102: "ERROR_REASON_INTERNAL",
@@ -188,12 +196,14 @@ var (
 		"ERROR_REASON_QUEUE_FULL":           70,
 		"ERROR_REASON_QUOTA_EXCEEDED":       71,
 		"ERROR_REASON_SLOW_CONSUMER":        72,
+		"ERROR_REASON_STORAGE_FULL":         73,
 		"ERROR_REASON_DEADLINE_TOO_SHORT":   80,
 		"ERROR_REASON_DEADLINE_EXPIRED":     81,
 		"ERROR_REASON_MODEL_NOT_READY":      90,
 		"ERROR_REASON_ENGINE_RESTARTING":    91,
 		"ERROR_REASON_DRAINING":             92,
 		"ERROR_REASON_UPSTREAM_UNAVAILABLE": 93,
+		"ERROR_REASON_STORAGE_FAILED":       94,
 		"ERROR_REASON_ARTIFACT_CORRUPT":     100,
 		"ERROR_REASON_BACKEND_FAILED":       101,
 		"ERROR_REASON_INTERNAL":             102,
@@ -231,7 +241,8 @@ var File_gristmill_errors_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_gristmill_errors_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"&gristmill/errors/v1/error_reason.proto\x12\x13gristmill.errors.v1*\xed\t\n" +
+	"&gristmill/errors/v1/error_reason.proto\x12\x13gristmill.errors.v1*\xad\n" +
+	"\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\"\n" +
@@ -261,13 +272,15 @@ const file_gristmill_errors_v1_error_reason_proto_rawDesc = "" +
 	"\x16ERROR_REASON_CANCELLED\x10=\x12\x1b\n" +
 	"\x17ERROR_REASON_QUEUE_FULL\x10F\x12\x1f\n" +
 	"\x1bERROR_REASON_QUOTA_EXCEEDED\x10G\x12\x1e\n" +
-	"\x1aERROR_REASON_SLOW_CONSUMER\x10H\x12#\n" +
+	"\x1aERROR_REASON_SLOW_CONSUMER\x10H\x12\x1d\n" +
+	"\x19ERROR_REASON_STORAGE_FULL\x10I\x12#\n" +
 	"\x1fERROR_REASON_DEADLINE_TOO_SHORT\x10P\x12!\n" +
 	"\x1dERROR_REASON_DEADLINE_EXPIRED\x10Q\x12 \n" +
 	"\x1cERROR_REASON_MODEL_NOT_READY\x10Z\x12\"\n" +
 	"\x1eERROR_REASON_ENGINE_RESTARTING\x10[\x12\x19\n" +
 	"\x15ERROR_REASON_DRAINING\x10\\\x12%\n" +
-	"!ERROR_REASON_UPSTREAM_UNAVAILABLE\x10]\x12!\n" +
+	"!ERROR_REASON_UPSTREAM_UNAVAILABLE\x10]\x12\x1f\n" +
+	"\x1bERROR_REASON_STORAGE_FAILED\x10^\x12!\n" +
 	"\x1dERROR_REASON_ARTIFACT_CORRUPT\x10d\x12\x1f\n" +
 	"\x1bERROR_REASON_BACKEND_FAILED\x10e\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10fBJZHgithub.com/gristmill/gristmill/generated/go/gristmill/errors/v1;errorsv1b\x06proto3"

@@ -96,6 +96,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: a consumer read too slowly and was cut off; resume
     from the last message received.
     """
+    ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 73
+    """RESOURCE_EXHAUSTED: the storage has no room left; what is durable stays,
+    and an upload goes on from there once there is room.
+    """
     ERROR_REASON_DEADLINE_TOO_SHORT: _ErrorReason.ValueType  # 80
     """DEADLINE_EXCEEDED: refused at admission, since the predicted wait is
     longer than the time left.
@@ -112,6 +116,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: this process is shutting down; another may answer."""
     ERROR_REASON_UPSTREAM_UNAVAILABLE: _ErrorReason.ValueType  # 93
     """UNAVAILABLE: a service behind this one did not answer."""
+    ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 94
+    """UNAVAILABLE: the storage refused a read or a write; nothing acknowledged is
+    lost, and the call may be repeated.
+    """
     ERROR_REASON_ARTIFACT_CORRUPT: _ErrorReason.ValueType  # 100
     """DATA_LOSS: stored bytes do not match their digest."""
     ERROR_REASON_BACKEND_FAILED: _ErrorReason.ValueType  # 101
@@ -203,6 +211,10 @@ ERROR_REASON_SLOW_CONSUMER: ErrorReason.ValueType  # 72
 """RESOURCE_EXHAUSTED: a consumer read too slowly and was cut off; resume
 from the last message received.
 """
+ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 73
+"""RESOURCE_EXHAUSTED: the storage has no room left; what is durable stays,
+and an upload goes on from there once there is room.
+"""
 ERROR_REASON_DEADLINE_TOO_SHORT: ErrorReason.ValueType  # 80
 """DEADLINE_EXCEEDED: refused at admission, since the predicted wait is
 longer than the time left.
@@ -219,6 +231,10 @@ ERROR_REASON_DRAINING: ErrorReason.ValueType  # 92
 """UNAVAILABLE: this process is shutting down; another may answer."""
 ERROR_REASON_UPSTREAM_UNAVAILABLE: ErrorReason.ValueType  # 93
 """UNAVAILABLE: a service behind this one did not answer."""
+ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 94
+"""UNAVAILABLE: the storage refused a read or a write; nothing acknowledged is
+lost, and the call may be repeated.
+"""
 ERROR_REASON_ARTIFACT_CORRUPT: ErrorReason.ValueType  # 100
 """DATA_LOSS: stored bytes do not match their digest."""
 ERROR_REASON_BACKEND_FAILED: ErrorReason.ValueType  # 101
