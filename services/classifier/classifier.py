@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +10,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from services.classifier.scoring import Choice, Label, choose, probabilities
-from services.inference import preprocessing
-from services.inference.backend import Backend, TensorSpec
-from services.inference.backends.onnx import OnnxBackend
+from services.inference import loading
+from services.inference.backend import Backend
 from services.inference.batcher import Batcher
-from services.inference.items import Encoded, FeaturesItem, Item, Scored, TextItem, TextPairItem
+from services.inference.items import Encoded, Item, Scored
 from services.inference.items import Timings as BatchTimings
 from services.inference.manifest import Manifest
 from services.inference.meter import Meter
 from services.inference.preprocessing import Preprocessor
+from services.inference.scoring import Choice, Label, choose, probabilities
 from services.runtime import metrics
 from services.runtime.admission import Admission, Cost, Limits, Permit
 from services.runtime.catalog import VersionEntry
 from services.runtime.deadline import Deadline
-from services.runtime.errors import GristmillError, InvalidRequest, UnsupportedField
+from services.runtime.errors import GristmillError, UnsupportedField
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,43 +175,14 @@ class Starter:
 
     async def start(self, entry: VersionEntry, manifest: Manifest, folder: Path) -> Classifier:
         """Load, warm up, and be ready."""
-        if manifest.backend != "onnxruntime":
-            raise InvalidRequest.field("model.yaml: backend", f"{manifest.backend} is not known")
-        if "model" not in manifest.files:
-            raise InvalidRequest.field("model.yaml: files.model", "is required")
-        count = self.instances or manifest.batching.instances
-        path = folder / manifest.files["model"]
-        backend = await asyncio.to_thread(OnnxBackend, path, count, self.providers)
-        preprocessor = await asyncio.to_thread(
-            preprocessing.build, manifest, folder, backend.inputs
+        loaded = await asyncio.to_thread(
+            loading.load, manifest, folder, self.instances, self.providers
         )
-        instances = [await asyncio.to_thread(backend.instance) for _ in range(count)]
-        warm = warm_up_inputs(manifest, backend.inputs, preprocessor)
-        for instance in instances:
-            await asyncio.to_thread(instance.run, warm)
         batching = manifest.batching
         meter = Meter(entry.model, entry.version)
-        batcher = Batcher(instances, batching, preprocessor.fill, meter)
+        batcher = Batcher(loaded.instances, batching, loaded.preprocessor.fill, meter)
         limits = Limits(batching.max_queue_items, batching.max_queue_bytes, self.quota_items_per_s)
         admission = Admission(limits, time.monotonic)
-        return Classifier(manifest, backend, preprocessor, batcher, admission, self.threads)
-
-
-def warm_up_inputs(
-    manifest: Manifest, inputs: Sequence[TensorSpec], preprocessor: Preprocessor
-) -> Mapping[str, NDArray[np.generic]]:
-    """A batch of one, of the kind that the model takes."""
-    kind = manifest.input.kind if manifest.input else "text"
-    width = max(1, inputs[0].shape[-1])
-    item: Item
-    if kind == "float_features":
-        names = manifest.input.names if manifest.input else ()
-        item = FeaturesItem(np.zeros(len(names) or width, dtype=np.float32))
-    elif kind == "text_pair":
-        item = TextPairItem("warm", "up")
-    else:
-        item = TextItem("warm up")
-    encoded = preprocessor.encode([item])[0]
-    if isinstance(encoded, GristmillError):
-        raise encoded
-    return {name: array[None] for name, array in encoded.inputs.items()}
+        return Classifier(
+            manifest, loaded.backend, loaded.preprocessor, batcher, admission, self.threads
+        )

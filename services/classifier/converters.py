@@ -5,8 +5,8 @@ from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2, res
 from gristmill.registry.v1 import model_pb2, signature_pb2
 
 from services.classifier.classifier import Answer, Classifier
-from services.classifier.scoring import Choice
 from services.inference.items import FeaturesItem, Item, TextItem, TextPairItem
+from services.inference.scoring import Choice
 from services.inference.serving import Loaded, Wanted
 from services.runtime import status
 from services.runtime.errors import GristmillError, InvalidRequest, UnsupportedField

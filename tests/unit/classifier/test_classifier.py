@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from services.classifier.classifier import Answer, Asked, Starter
-from services.classifier.scoring import Choice
 from services.inference.items import FeaturesItem, Item
 from services.inference.manifest import SCHEMA, Manifest
+from services.inference.scoring import Choice
 from services.inference.serving import Wanted
 from services.runtime.admission import Limits
 from services.runtime.catalog import VersionEntry

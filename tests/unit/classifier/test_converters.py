@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from services.classifier import converters as to
 from services.classifier.classifier import Answer, Classifier
-from services.classifier.scoring import Choice, Label
 from services.inference.backend import TensorSpec
 from services.inference.backends.fake import FakeBackend
 from services.inference.items import FeaturesItem, TextItem, TextPairItem, Timings
 from services.inference.manifest import SCHEMA, Manifest
+from services.inference.scoring import Choice, Label
 from services.inference.serving import Loaded, Wanted
 from services.runtime.catalog import VersionEntry
 from services.runtime.errors import BackendFailed, InvalidRequest, UnsupportedField

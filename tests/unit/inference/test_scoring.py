@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.classifier.scoring import Choice, choose, probabilities
 from services.inference.items import Array
+from services.inference.scoring import Choice, choose, probabilities
 from services.runtime.errors import BackendFailed
 
 LOGITS = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=20)
