@@ -26,7 +26,13 @@ async def run(config: ClassifierConfig) -> None:
     )
     registry = RegistryClient(channel, config.cache_dir)
     threads = ThreadPoolExecutor(config.preprocess_threads, thread_name_prefix="preprocess")
-    starter = Starter(threads, config.providers, config.instances, config.quota_items_per_s)
+    starter = Starter(
+        threads,
+        config.providers,
+        config.instances,
+        config.quota_items_per_s,
+        registry.profiles,
+    )
     serving: Serving[Classifier] = Serving(
         "classification", registry.fetch, starter.start, config.models, health.model
     )

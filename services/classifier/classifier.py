@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from services.inference import loading
 from services.inference.backend import Backend
 from services.inference.batcher import Batcher
+from services.inference.cost import CostModel
+from services.inference.fingerprint import fingerprint
 from services.inference.items import Encoded, Item, Scored
 from services.inference.items import Timings as BatchTimings
 from services.inference.manifest import Manifest
@@ -21,7 +23,7 @@ from services.inference.preprocessing import Preprocessor
 from services.inference.scoring import Choice, Label, choose, probabilities
 from services.runtime import metrics
 from services.runtime.admission import Admission, Cost, Limits, Permit
-from services.runtime.catalog import VersionEntry
+from services.runtime.catalog import ProfileEntry, VersionEntry
 from services.runtime.deadline import Deadline
 from services.runtime.errors import GristmillError, UnsupportedField
 
@@ -164,6 +166,10 @@ class Classifier:
         await asyncio.to_thread(self.backend.close)
 
 
+async def _none_measured(model: str, version: int) -> list[ProfileEntry]:
+    return []
+
+
 @dataclass(frozen=True, slots=True)
 class Starter:
     """Makes classifiers of model folders."""
@@ -172,17 +178,31 @@ class Starter:
     providers: tuple[str, ...] = ()
     instances: int = 0
     quota_items_per_s: float = 0.0
+    profiles: Callable[[str, int], Awaitable[list[ProfileEntry]]] = _none_measured
+    """The curves measured of a version, newest first; must not raise, nor wait for long."""
 
     async def start(self, entry: VersionEntry, manifest: Manifest, folder: Path) -> Classifier:
         """Load, warm up, and be ready."""
-        loaded = await asyncio.to_thread(
-            loading.load, manifest, folder, self.instances, self.providers
+        profiles, loaded = await asyncio.gather(
+            self.profiles(entry.model, entry.version),
+            asyncio.to_thread(loading.load, manifest, folder, self.instances, self.providers),
         )
+        cost = await asyncio.to_thread(_cost, loaded, profiles)
         batching = manifest.batching
         meter = Meter(entry.model, entry.version)
-        batcher = Batcher(loaded.instances, batching, loaded.preprocessor.fill, meter)
+        batcher = Batcher(loaded.instances, batching, loaded.preprocessor.fill, meter, cost)
         limits = Limits(batching.max_queue_items, batching.max_queue_bytes, self.quota_items_per_s)
         admission = Admission(limits, time.monotonic)
         return Classifier(
             manifest, loaded.backend, loaded.preprocessor, batcher, admission, self.threads
         )
+
+
+def _cost(loaded: loading.Loaded, profiles: Sequence[ProfileEntry]) -> CostModel:
+    """A cost model; where a curve was measured on such a host, it starts from the newest."""
+    cost = CostModel()
+    if profiles:
+        here = fingerprint(loaded.backend, len(loaded.instances))
+        fitting = [profile for profile in profiles if profile.fingerprint == here]
+        cost.start_from(fitting[0].points if fitting else ())
+    return cost

@@ -28,7 +28,11 @@ class Backend(Protocol):
     """A model in memory."""
 
     name: str
+    version: str
+    """Of the runtime that executes it."""
     device: str
+    threads: int
+    """CPU threads of each instance."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

@@ -27,6 +27,16 @@ class VersionEntry:
     artifacts: tuple[ArtifactEntry, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ProfileEntry:
+    """What batches of a version cost on one kind of host."""
+
+    fingerprint: str
+    """Equal to that of a process which runs the version in the same way on such a host."""
+    points: tuple[tuple[int, float], ...]
+    """Padded tokens of a batch, and its median compute time in seconds."""
+
+
 @dataclass(slots=True)
 class ModelEntry:
     """A model with its servable versions and its aliases."""

@@ -17,11 +17,12 @@ from gristmill.registry.v1 import registry_service_pb2 as pb
 from gristmill.registry.v1 import registry_service_pb2_grpc as rpc
 
 from services.runtime import logs, metrics
-from services.runtime.catalog import ArtifactEntry, Catalog, VersionEntry
+from services.runtime.catalog import ArtifactEntry, Catalog, ProfileEntry, VersionEntry
 from services.runtime.errors import DataLoss, UpstreamUnavailable
 
 RETRY_S = (0.1, 2.0)
 """First and longest pause between attempts to watch."""
+PROFILES_S = 2.0
 OPTIONS = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -117,6 +118,23 @@ class RegistryClient:
             if not (link.exists() and link.samefile(blob)):
                 _replace_by_link(blob, link)
         return folder
+
+    async def profiles(self, model: str, version: int) -> list[ProfileEntry]:
+        """The curves measured of a version, newest first; none where the registry has no answer."""
+        request = pb.GetModelVersionProfileRequest(name=f"models/{model}/versions/{version}")
+        try:
+            response = await self._stub.GetModelVersionProfile(request, timeout=PROFILES_S)
+        except grpc.aio.AioRpcError as error:
+            # They only spare the first batches some guessing.
+            self._log.info("no profiles", model=model, status=error.code().name)
+            return []
+        return [
+            ProfileEntry(
+                profile.fingerprint,
+                tuple((p.batch_size * p.length, p.p50_us / 1e6) for p in profile.points),
+            )
+            for profile in response.profiles
+        ]
 
     async def close(self) -> None:
         """Close the channel."""

@@ -32,7 +32,9 @@ class FakeBackend:
     """Runs `before` on each batch: tests block there, or raise, or record."""
 
     name = "fake"
+    version = "1"
     device = "cpu"
+    threads = 1
     inputs: tuple[TensorSpec, ...] = (TensorSpec("features", "FP32", (-1, -1)),)
     outputs: tuple[TensorSpec, ...] = (
         TensorSpec("echo", "FP64", (-1,)),

@@ -45,10 +45,11 @@ class OnnxBackend:
     """A model file, and as many sessions over it as instances are asked for."""
 
     name = "onnxruntime"
+    version: str = ort.__version__
 
     def __init__(self, path: Path, instances: int = 1, providers: tuple[str, ...] = ()) -> None:
         self._path = path
-        self._threads = max(1, (os.cpu_count() or 1) // instances)
+        self.threads = max(1, (os.cpu_count() or 1) // instances)
         self._providers = list(providers or ("CPUExecutionProvider",))
         first = self._session()
         self._ready: list[Any] = [first]
@@ -58,7 +59,7 @@ class OnnxBackend:
 
     def _session(self) -> Any:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         # A pool that spins while it waits would take the core from the other instances.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -16,7 +16,7 @@ from services.inference.manifest import Manifest
 from services.inference.meter import Meter
 from services.inference.scheduler import WINDOW_BATCHES
 from services.inference.scoring import probabilities
-from services.registry.worker.examples import Example, Examples
+from services.registry.worker.examples import Example, Examples, Labels
 from services.registry.worker.pace import Paced, Progress
 from services.registry.worker.scores import Scores
 from services.runtime.admission import Admission, Cost, Limits
@@ -46,12 +46,11 @@ async def evaluate(folder: Path, data: Path, prefix: str, progress: Progress) ->
     """
     manifest = Manifest.read(folder)
     loaded = await asyncio.to_thread(loading.load, manifest, folder)
-    labels, multi_label = manifest.output.labels, manifest.output.multi_label
     batcher = Batcher(
         loaded.instances, manifest.batching, loaded.preprocessor.fill, Meter(manifest.name, 0)
     )
     try:
-        with Examples(data, labels, multi_label=multi_label) as examples:
+        with Examples(data) as examples:
             run = _Run(examples, loaded, manifest, batcher, Paced(progress))
             await run.all()
     finally:
@@ -73,7 +72,7 @@ class _Run:
     ) -> None:
         self._examples = examples
         self._preprocessor = loaded.preprocessor
-        self._multi_label = manifest.output.multi_label
+        self._labels = Labels(manifest.output.labels, manifest.output.multi_label)
         self._batcher = batcher
         self._progress = progress
         # As many items as the scheduler looks through for a length that fits, and then some.
@@ -146,20 +145,18 @@ class _Run:
                 self._first_error = self._first_error or str(error)
                 continue
             truth = np.zeros(row.size, dtype=np.bool_)
-            if example.labels and example.labels[-1] >= row.size:
-                raise self._examples.unknown(example.labels[-1], example.line)
-            truth[list(example.labels)] = True
+            truth[self._labels.indices(example, row.size)] = True
             rows.append(row)
             truths.append(truth)
         if rows:
             if self._scores is None:
-                self._scores = Scores(rows[0].size, multi_label=self._multi_label)
+                self._scores = Scores(rows[0].size, multi_label=self._labels.multi_label)
             self._scores.add(np.stack(rows), np.stack(truths))
 
     def _row(self, outcome: Outcome) -> NDArray[np.float64]:
         if not isinstance(outcome, Scored):
             raise outcome
-        row = probabilities(outcome.outputs, multi_label=self._multi_label)
+        row = probabilities(outcome.outputs, multi_label=self._labels.multi_label)
         self._width = self._width or row.size
         if row.size != self._width:
             raise BackendFailed(f"{row.size} probabilities after {self._width}")

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from services.classifier.classifier import Answer, Asked, Starter
-from services.inference.items import FeaturesItem, Item
+from services.inference import loading
+from services.inference.fingerprint import fingerprint
+from services.inference.items import Encoded, FeaturesItem, Item
 from services.inference.manifest import SCHEMA, Manifest
 from services.inference.scoring import Choice
 from services.inference.serving import Wanted
 from services.runtime.admission import Limits
-from services.runtime.catalog import VersionEntry
+from services.runtime.catalog import ProfileEntry, VersionEntry
 from services.runtime.deadline import Deadline
 from services.runtime.errors import (
     BackendFailed,
@@ -30,6 +32,7 @@ from services.runtime.errors import (
 from tests.harness import metric, soon
 from tests.unit.classifier.models import FIRST_TOKEN, World, number_of, text_item
 from tests.unit.inference.fakes import Device
+from tests.unit.registry_worker.folders import linear
 
 ALL = Choice(10)
 
@@ -205,3 +208,29 @@ async def test_a_manifest_that_names_no_model_cannot_start(
     manifest = Manifest.model_validate(least | {"files": {"model": "m.onnx"}} | changes)
     with ThreadPoolExecutor(1) as threads, pytest.raises(InvalidRequest, match=said):
         await soon(Starter(threads).start(VersionEntry("m", 1, "d", ()), manifest, tmp_path))
+
+
+@pytest.mark.parametrize("matches", [True, False])
+async def test_the_newest_curve_of_such_a_host_starts_the_cost_model(
+    tmp_path: Path, *, matches: bool
+) -> None:
+    folder = linear(tmp_path, np.ones((2, 3)))
+    manifest = Manifest.read(folder)
+    here = fingerprint(loading.load(manifest, folder).backend, 1)
+    asked_for: list[tuple[str, int]] = []
+
+    async def profiles(model: str, version: int) -> list[ProfileEntry]:
+        asked_for.append((model, version))
+        entries = [ProfileEntry("another host", ((1, 9.0),))]
+        if matches:
+            entries += [ProfileEntry(here, ((1, 0.5), (2, 0.75))), ProfileEntry(here, ((1, 7.0),))]
+        return entries
+
+    with ThreadPoolExecutor(1) as threads:
+        starter = Starter(threads, profiles=profiles)
+        runner = await soon(starter.start(VersionEntry("m", 3, "d", ()), manifest, folder))
+        item = Encoded({"features": np.zeros(2, dtype=np.float32)}, 1)
+        wait_s = runner.batcher.predicted_wait_s([item], Deadline.after(60.0))
+        await soon(runner.close())
+    assert asked_for == [("m", 3)]
+    assert wait_s == pytest.approx(0.5 if matches else 0.0)

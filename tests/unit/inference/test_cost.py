@@ -79,3 +79,42 @@ def test_it_is_learned_after_enough_batches() -> None:
     assert not model.learned
     model.observe(10, 0.01)
     assert model.learned
+
+
+CURVE = [
+    (size * length, 0.002 + 0.0001 * size * length) for size in (1, 8, 32) for length in (16, 256)
+]
+
+
+def test_a_curve_measured_before_counts_as_learned() -> None:
+    model = CostModel()
+    model.start_from(CURVE)
+    assert model.learned
+    for tokens, seconds in CURVE:
+        assert model.seconds(1, tokens) == pytest.approx(seconds, rel=1e-6)
+
+
+def test_no_curve_changes_nothing() -> None:
+    model = CostModel()
+    model.start_from([(0, 1.0), (5, 0.0)])
+    assert model == CostModel()
+
+
+def test_a_curve_of_one_point_is_a_height() -> None:
+    model = CostModel()
+    model.start_from([(100, 0.5)])
+    assert model.seconds(1, 100) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("factor", [0.3, 3.0])
+def test_a_hundred_real_batches_outweigh_the_curve(factor: float) -> None:
+    model = CostModel()
+    model.start_from(CURVE)
+    rng = random.Random(3)
+    for _ in range(100):
+        # As serving has them; the curve went up to 8192 tokens.
+        tokens = rng.randint(16, 512)
+        model.observe(tokens, factor * (0.002 + 0.0001 * tokens))
+    for tokens in (64, 256, 512):
+        true = factor * (0.002 + 0.0001 * tokens)
+        assert model.seconds(1, tokens) == pytest.approx(true, rel=0.15)

@@ -148,14 +148,16 @@ async def test_items_that_are_refused_are_counted(tmp_path: Path) -> None:
     [
         ({"features": [1, 0, 0], "label": "d"}, "line 2: label 'd' is none of the labels: a, b, c"),
         ({"features": [1, 0, 0], "label": 3}, "line 2: label 3 is none"),
-        ({"features": [1, 0, 0], "label": True}, "line 2: label True is none"),
+        ({"features": [1, 0, 0], "label": True}, "line 2: a label is a name or an index"),
         ({"features": [1, 0, 0], "label": -1}, "line 2: label -1 is none"),
-        ({"features": [1, 0, 0]}, 'line 2: needs an object with a "label"'),
+        ({"features": [1, 0, 0]}, 'line 2: needs a "label"'),
         ({"features": ["1"], "label": 1}, "line 2: features must be numbers"),
         ({"features": [10**400], "label": 1}, "line 2: has a number without bounds"),
         ({"pair": "x", "label": 1}, 'line 2: needs "text"'),
         ({"text": "x" * MAX_LINE_BYTES, "label": 1}, "line 2: is longer than"),
         ("{", "line 2: is no JSON"),
+        ("[]", "line 2: is no JSON object"),
+        ({"features": [1, 0, 0], "label": ["a"]}, "line 2: this model needs one label"),
     ],
 )
 async def test_a_malformed_line_is_named(tmp_path: Path, bad: Any, said: str) -> None:
