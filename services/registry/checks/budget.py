@@ -1,0 +1,84 @@
+"""What a template may use up: steps, sizes and time. Knows no template language."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+MAX_SIZE = 128 * 1024
+MAX_OUTPUT, MAX_DEPTH, MAX_BITS = 1 << 20, 32, 4096
+STEPS, SECONDS = 4_000_000, 2.0
+_PLAIN = (bool, float, type(None))
+
+
+class OverBudgetError(Exception):
+    """A template asks for more than any conversation needs."""
+
+
+class Budget:
+    """Counts down. Every operation on values is announced here before it is done.
+
+    Nothing interrupts an operation, so each is made small: no value that an operation takes or
+    makes is larger than MAX_SIZE when written out, so none takes longer than milliseconds, and the
+    clock is looked at before each.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._end = clock() + SECONDS
+        self._steps, self._output = STEPS, MAX_OUTPUT
+
+    def step(self, cost: int = 1) -> None:
+        """One step of this cost."""
+        self._steps -= cost + 1
+        if self._steps < 0:
+            raise OverBudgetError("takes too many steps")
+        if self._clock() > self._end:
+            raise OverBudgetError("takes too long")
+
+    def emit(self, count: int) -> None:
+        """So many characters of output."""
+        self._output -= count
+        if self._output < 0:
+            raise OverBudgetError(f"writes more than {MAX_OUTPUT} characters")
+
+    def room(self, size: int) -> None:
+        """A value of this size is about to be made."""
+        self.step(min(max(size, 0), MAX_SIZE) // 64)
+        if size > MAX_SIZE:
+            raise OverBudgetError("makes a value that is too large")
+
+    def weigh(self, *values: Any) -> int:
+        """The size of the values written out, shared parts counted again and again."""
+        size, pending = 0, [(value, 0) for value in values]
+        while pending:
+            value, depth = pending.pop()
+            size += _own_size(value)
+            if size > MAX_SIZE or depth > MAX_DEPTH:
+                raise OverBudgetError("makes a value that is too large")
+            pending += [(part, depth + 1) for part in _parts(value)]
+        self.step(size // 64)
+        return size
+
+    def counted(self, values: Iterable[Any]) -> Iterator[Any]:
+        """The values, each a step."""
+        for value in values:
+            self.step()
+            yield value
+
+
+def _own_size(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value) + 1
+    if isinstance(value, int):
+        if value.bit_length() > MAX_BITS:
+            raise OverBudgetError("makes a number that is too large")
+        return 1 + value.bit_length() // 3
+    if isinstance(value, list | tuple | set | frozenset | Mapping):
+        return 1 + 2 * len(value)
+    return 8 if isinstance(value, _PLAIN) else 64
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return [*value.keys(), *value.values()]
+    return value if isinstance(value, list | tuple | set | frozenset) else ()
