@@ -34,6 +34,10 @@ class Output(_Section):
     labels: tuple[str, ...] = ()
     """By index; empty where the model names none."""
     multi_label: bool = False
+    batch_tolerance: float = Field(default=0.0, ge=0, le=1)
+    """Largest difference that an item's neighbours in a batch were seen to make to a probability,
+    beyond rounding; 0: none. Above 0 for weights in int8 whose activations are quantised as they
+    come, by the range of the whole batch."""
 
 
 class Batching(_Section):
