@@ -7,23 +7,44 @@ from typing import Any
 from gristmill.registry.v1 import registry_service_pb2 as pb
 
 from services.registry import converters as to
-from services.registry.blobs import Blobs, Upload
-from services.registry.models import Models
-from services.registry.resources import model_id, version_key
+from services.registry import readers
+from services.registry.lifecycle import OPEN, Lifecycle
+from services.registry.resources import ArtifactRecord, VersionRecord, model_id, version_key
+from services.registry.storage.blobs import Blobs, Upload
 from services.registry.store import Store
 from services.registry.watch import Event, Selection, Watch
-from services.runtime.errors import Draining, FailedPrecondition, InvalidRequest
+from services.runtime.errors import (
+    ARTIFACT_NOT_FOUND,
+    DataLoss,
+    Draining,
+    FailedPrecondition,
+    InvalidRequest,
+    NotFound,
+)
 
 
 class ArtifactCalls:
     """UploadArtifact, DownloadArtifact and Watch."""
 
-    def __init__(self, models: Models, store: Store, blobs: Blobs, watch: Watch) -> None:
-        self.models = models
-        self.store = store
-        self.blobs = blobs
-        self._watch = watch
-        self.draining = asyncio.Event()
+    store: Store
+    blobs: Blobs
+    lifecycle: Lifecycle
+    watch: Watch
+    draining: asyncio.Event
+    send_timeout_s: float
+    """How long a watcher may leave a message unread."""
+
+    async def shown(self, record: VersionRecord) -> Any:
+        """A version as callers see it: each artifact says whether its bytes are here."""
+        stored = frozenset[str]()
+        if record.state in OPEN:
+            here = [
+                artifact.sha256
+                for artifact in record.artifacts
+                if await self.blobs.has(artifact.sha256, artifact.size_bytes)
+            ]
+            stored = frozenset(here)
+        return to.version_out(record, stored)
 
     async def UploadArtifact(  # noqa: N802
         self, requests: AsyncIterator[pb.UploadArtifactRequest], context: Any
@@ -33,8 +54,8 @@ class ArtifactCalls:
             raise InvalidRequest.field("message", "the first must be start")
         version = await self.store.version(*version_key(first.start.version))
         artifact = version.artifact(first.start.path)
-        stored = self.blobs.has(artifact.sha256, artifact.size_bytes)
-        if version.state != "uploading" and not stored:
+        stored = await self.blobs.has(artifact.sha256, artifact.size_bytes)
+        if version.state not in OPEN and not stored:
             raise FailedPrecondition(f"{version.name} is {version.state}, not uploading")
         upload = await self.blobs.open_upload(artifact.sha256, artifact.size_bytes)
         if upload is None:
@@ -71,9 +92,7 @@ class ArtifactCalls:
             size_bytes=artifact.size_bytes, sha256=artifact.sha256
         )
         first = True
-        async for offset, data in self.blobs.read(
-            artifact.sha256, artifact.size_bytes, request.offset, request.length
-        ):
+        async for offset, data in self._read(version, artifact, request.offset, request.length):
             chunk = pb.Chunk(offset=offset, data=data)
             if first:
                 response.chunk.CopyFrom(chunk)
@@ -84,17 +103,45 @@ class ArtifactCalls:
         if first:
             yield response  # an empty file still has a size and a digest to tell
 
+    async def _read(
+        self, version: VersionRecord, artifact: ArtifactRecord, offset: int, length: int
+    ) -> AsyncIterator[tuple[int, bytes]]:
+        """Runs of bytes; what is corrupt, or gone, is quarantined on the way."""
+        try:
+            async for run in self.blobs.read(artifact.sha256, artifact.size_bytes, offset, length):
+                yield run
+        except DataLoss:
+            await self.lifecycle.quarantine(artifact)
+            raise
+        except NotFound as error:
+            if version.state in OPEN:
+                if version.state == "quarantined":
+                    raise DataLoss(
+                        f"{version.name} is quarantined: the bytes of {artifact.path} were corrupt",
+                        metadata={"sha256": artifact.sha256},
+                    ) from error
+                raise NotFound(
+                    f"the bytes of {artifact.path} were not uploaded yet",
+                    reason=ARTIFACT_NOT_FOUND,
+                    resource=("artifact", f"{version.name}/{artifact.path}"),
+                ) from error
+            await self.lifecycle.quarantine(artifact)
+            raise DataLoss(
+                f"the stored bytes of {artifact.path} are gone",
+                metadata={"sha256": artifact.sha256},
+            ) from error
+
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         selection = Selection(
             frozenset(model_id(name) for name in request.names),
-            to.task_in(request.task, "task") if request.task else None,
+            readers.task_in(request.task, "task") if request.task else None,
         )
         seconds = 30.0
         if request.HasField("bookmark_interval"):
             interval = request.bookmark_interval
             seconds = interval.seconds + interval.nanos / 1e9
         after = request.after_revision if request.HasField("after_revision") else None
-        async for event in self._watch.events(after, selection, seconds):
+        async for event in self.watch.events(after, selection, seconds):
             yield _event_out(event)
 
 

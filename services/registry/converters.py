@@ -1,7 +1,6 @@
 """Records to messages and back: the only place that knows both."""
 
 from datetime import datetime
-from typing import Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from gristmill.registry.v1 import (
@@ -9,40 +8,27 @@ from gristmill.registry.v1 import (
     artifact_pb2,
     history_pb2,
     model_pb2,
+    registry_service_pb2,
     signature_pb2,
+    traffic_policy_pb2,
 )
 
-from services.registry.blobs import Blobs
 from services.registry.resources import (
     AliasRecord,
-    ArtifactRecord,
     ChangeRecord,
     GateRecord,
     LineageRecord,
     ModelRecord,
+    ProfileRecord,
+    RejectionRecord,
     Resource,
     SignatureRecord,
+    SplitRecord,
     Task,
+    TensorRecord,
+    TrafficPolicyRecord,
     VersionRecord,
 )
-from services.runtime.errors import InvalidRequest
-
-TASKS: dict[int, Task] = {
-    model_pb2.TASK_CLASSIFICATION: "classification",
-    model_pb2.TASK_GENERATION: "generation",
-}
-
-COMPARISONS: dict[int, Literal["at_least", "at_most"]] = {
-    alias_pb2.COMPARISON_AT_LEAST: "at_least",
-    alias_pb2.COMPARISON_AT_MOST: "at_most",
-}
-
-
-def task_in(value: int, field: str = "model.task") -> Task:
-    """The task that a field names."""
-    if value not in TASKS:
-        raise InvalidRequest.field(field, "must be CLASSIFICATION or GENERATION")
-    return TASKS[value]
 
 
 def task_out(task: Task) -> model_pb2.Task.ValueType:
@@ -74,9 +60,12 @@ def model_out(record: ModelRecord) -> model_pb2.Model:
     )
 
 
-def version_out(record: VersionRecord, blobs: Blobs | None = None) -> model_pb2.ModelVersion:
-    """A version; with `blobs`, each artifact says whether its bytes are here."""
-    whole = record.state != "uploading"  # nothing is checked before all the bytes are here
+def version_out(
+    record: VersionRecord, stored: frozenset[str] = frozenset()
+) -> model_pb2.ModelVersion:
+    """A version; of one that is uploading, `stored` are the digests whose bytes are all here."""
+    # Nothing is checked before all the bytes are here, and what is corrupt is put aside.
+    whole = record.state not in ("uploading", "quarantined")
     return model_pb2.ModelVersion(
         name=record.name,
         version=record.version,
@@ -86,7 +75,7 @@ def version_out(record: VersionRecord, blobs: Blobs | None = None) -> model_pb2.
                 path=a.path,
                 size_bytes=a.size_bytes,
                 sha256=a.sha256,
-                stored=whole or (blobs is not None and blobs.has(a.sha256, a.size_bytes)),
+                stored=whole or a.sha256 in stored,
             )
             for a in record.artifacts
         ],
@@ -117,7 +106,13 @@ def signature_out(record: SignatureRecord) -> signature_pb2.Signature:
         labels=record.labels,
         multi_label=record.multi_label,
         max_tokens=record.max_tokens,
+        inputs=[_tensor_out(tensor) for tensor in record.inputs],
+        outputs=[_tensor_out(tensor) for tensor in record.outputs],
     )
+
+
+def _tensor_out(record: TensorRecord) -> signature_pb2.TensorSpec:
+    return signature_pb2.TensorSpec(name=record.name, datatype=record.datatype, shape=record.shape)
 
 
 def lineage_out(record: LineageRecord) -> model_pb2.Lineage:
@@ -129,28 +124,6 @@ def lineage_out(record: LineageRecord) -> model_pb2.Lineage:
         conversion=record.conversion,
         facts=record.facts,
     )
-
-
-def lineage_in(message: model_pb2.ModelVersion) -> LineageRecord | None:
-    """Where a new version comes from, where that is stated."""
-    if not message.HasField("lineage"):
-        return None
-    lineage = message.lineage
-    return LineageRecord(
-        source=lineage.source,
-        revision=lineage.revision,
-        parent_version=lineage.parent_version,
-        conversion=lineage.conversion,
-        facts=dict(lineage.facts),
-    )
-
-
-def artifacts_in(message: model_pb2.ModelVersion) -> list[ArtifactRecord]:
-    """The artifacts of a new version."""
-    return [
-        ArtifactRecord(path=a.path, size_bytes=a.size_bytes, sha256=a.sha256)
-        for a in message.artifacts
-    ]
 
 
 def alias_out(record: AliasRecord) -> alias_pb2.Alias:
@@ -176,25 +149,40 @@ def _gate_out(gate: GateRecord) -> alias_pb2.Gate:
     return message
 
 
-def gates_in(message: alias_pb2.Alias) -> tuple[GateRecord, ...]:
-    """The gates of an alias."""
-    found = []
-    for index, gate in enumerate(message.gates):
-        limit = gate.WhichOneof("limit")
-        if limit is None:
-            raise InvalidRequest.field(f"alias.gates[{index}].limit", "is required")
-        if gate.comparison not in COMPARISONS:
-            said = "must be AT_LEAST or AT_MOST"
-            raise InvalidRequest.field(f"alias.gates[{index}].comparison", said)
-        found.append(
-            GateRecord(
-                metric=gate.metric,
-                comparison=COMPARISONS[gate.comparison],
-                value=gate.value if limit == "value" else None,
-                holder_plus=gate.holder_plus if limit == "holder_plus" else None,
+def policy_out(record: TrafficPolicyRecord) -> traffic_policy_pb2.TrafficPolicy:
+    """A traffic policy."""
+    return traffic_policy_pb2.TrafficPolicy(
+        name=record.name,
+        splits=[_split_out(split) for split in record.splits],
+        sticky_key=record.sticky_key,
+        shadow_version=record.shadow_version,
+        etag=record.etag,
+        update_time=moment(record.update_time),
+    )
+
+
+def _split_out(record: SplitRecord) -> traffic_policy_pb2.Split:
+    message = traffic_policy_pb2.Split(weight=record.weight)
+    if record.alias:
+        message.alias = record.alias
+    else:
+        message.version = record.version
+    return message
+
+
+def profile_out(record: ProfileRecord) -> registry_service_pb2.ModelVersionProfile:
+    """A latency curve."""
+    return registry_service_pb2.ModelVersionProfile(
+        name=f"models/{record.model}/versions/{record.version}",
+        fingerprint=record.fingerprint,
+        points=[
+            registry_service_pb2.ProfilePoint(
+                batch_size=p.batch_size, length=p.length, p50_us=p.p50_us, p95_us=p.p95_us
             )
-        )
-    return tuple(found)
+            for p in record.points
+        ],
+        measure_time=moment(record.measure_time),
+    )
 
 
 def resource_out(record: Resource | None) -> history_pb2.Resource | None:
@@ -205,7 +193,9 @@ def resource_out(record: Resource | None) -> history_pb2.Resource | None:
         return history_pb2.Resource(model=model_out(record))
     if isinstance(record, VersionRecord):
         return history_pb2.Resource(version=version_out(record))
-    return history_pb2.Resource(alias=alias_out(record))
+    if isinstance(record, AliasRecord):
+        return history_pb2.Resource(alias=alias_out(record))
+    return history_pb2.Resource(traffic_policy=policy_out(record))
 
 
 def change_out(record: ChangeRecord) -> history_pb2.Change:
@@ -220,3 +210,8 @@ def change_out(record: ChangeRecord) -> history_pb2.Change:
         after=resource_out(record.after),
         request_id=record.request_id,
     )
+
+
+def rejection_out(record: RejectionRecord) -> model_pb2.Rejection:
+    """A reason against a version."""
+    return model_pb2.Rejection(path=record.path, rule=record.rule, message=record.message)

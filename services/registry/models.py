@@ -7,41 +7,26 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from services.registry import resources
-from services.registry.blobs import Blobs
 from services.registry.resources import (
-    AliasRecord,
     ArtifactRecord,
-    GateRecord,
     LineageRecord,
     ModelRecord,
+    State,
     Task,
     VersionRecord,
-    alias_key,
     check_etag,
-    check_gates,
     version_key,
 )
-from services.registry.store import (
-    Author,
-    Store,
-    Write,
-    belonging,
-    find_alias,
-    get_alias,
-    get_model,
-    get_version,
-    holders,
-)
-from services.registry.validation import validate
+from services.registry.rows import belonging, get_model, get_version, pointing_at
+from services.registry.store import Author, Store, Write
 from services.runtime.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound
 
 
 class Models:
-    """The use cases over one store and one set of blobs."""
+    """The use cases over one store."""
 
-    def __init__(self, store: Store, blobs: Blobs) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._blobs = blobs
 
     async def create_model(
         self,
@@ -55,9 +40,9 @@ class Models:
     ) -> ModelRecord:
         """A new model."""
         async with self._store.write(author, dry=dry) as write:
-            if done := await write.repeated():
-                return await get_model(write.connection, resources.model_id(done))
-            await self._refuse_existing(write, model)
+            if done := await write.repeated(ModelRecord):
+                return done
+            await _refuse_existing(write, model)
             record = ModelRecord(
                 id=model,
                 task=task,
@@ -66,33 +51,40 @@ class Models:
                 create_time=write.now,
                 update_time=write.now,
             )
-            return await write.save(None, record)
-
-    async def _refuse_existing(self, write: Write, model: str) -> None:
-        try:
-            await get_model(write.connection, model)
-        except NotFound:
-            return
-        raise AlreadyExists(f"model {model!r} exists", resource=("model", f"models/{model}"))
+            return await write.answer(await write.save(None, record))
 
     async def update_model(
         self, author: Author, name: str, etag: str, fields: dict[str, object], *, dry: bool
     ) -> ModelRecord:
         """A model with other values in some of its fields."""
         async with self._store.write(author, dry=dry) as write:
+            if done := await write.repeated(ModelRecord):
+                return done
             before = await get_model(write.connection, resources.model_id(name))
-            if await write.repeated():
-                return before
             check_etag(etag, before.etag)
             after = before.model_copy(update={**fields, "update_time": write.now})
-            return await write.save(before, after)
+            return await write.answer(await write.save(before, after))
+
+    async def archive_model(
+        self, author: Author, name: str, etag: str, *, restore: bool
+    ) -> ModelRecord:
+        """Put a model away, or take it back."""
+        async with self._store.write(author) as write:
+            if done := await write.repeated(ModelRecord):
+                return done
+            before = await get_model(write.connection, resources.model_id(name))
+            check_etag(etag, before.etag)
+            if (before.archive_time is None) == restore:
+                return await write.answer(before)
+            changed = {"archive_time": None if restore else write.now, "update_time": write.now}
+            return await write.answer(await write.save(before, before.model_copy(update=changed)))
 
     async def delete_model(
         self, author: Author, name: str, etag: str, *, force: bool, dry: bool
     ) -> None:
         """Delete a model with all that belongs to it."""
         async with self._store.write(author, dry=dry) as write:
-            if await write.repeated():
+            if await write.done():
                 return
             model = await get_model(write.connection, resources.model_id(name))
             check_etag(etag, model.etag)
@@ -102,6 +94,7 @@ class Models:
             for child in children:
                 await write.remove(child)
             await write.remove(model)
+            await write.answer(model)
 
     async def create_version(
         self,
@@ -118,8 +111,8 @@ class Models:
         """The next version of a model, in state uploading."""
         _check_artifacts(artifacts)
         async with self._store.write(author, dry=dry) as write:
-            if done := await write.repeated():
-                return await get_version(write.connection, *version_key(done))
+            if done := await write.repeated(VersionRecord):
+                return done
             parent = await get_model(write.connection, model)
             number = parent.latest_version + 1
             record = VersionRecord(
@@ -135,94 +128,60 @@ class Models:
             )
             saved = await write.save(None, record)
             await write.save(parent, parent.model_copy(update={"latest_version": number}))
-            return saved
-
-    async def finalize_version(self, author: Author, name: str) -> VersionRecord:
-        """Check a version whose artifacts are all here: ready, or rejected with reasons."""
-        version = await self._store.version(*version_key(name))
-        if version.state not in ("uploading", "validating"):
-            return version
-        missing = [a.path for a in version.artifacts if not self._blobs.has(a.sha256, a.size_bytes)]
-        if missing:
-            raise FailedPrecondition(f"not uploaded yet: {', '.join(missing[:5])}")
-        task = (await self._store.model(version.model)).task
-        findings = await validate(version, task, self._blobs)
-        async with self._store.write(author) as write:
-            before = await get_version(write.connection, version.model, version.version)
-            if before.state not in ("uploading", "validating"):
-                return before
-            changed: dict[str, object] = {
-                "state": "rejected" if findings.rejections else "ready",
-                "rejections": findings.rejections,
-                "signature": findings.signature,
-                "ready_time": None if findings.rejections else write.now,
-            }
-            return await write.save(before, before.model_copy(update=changed))
+            return await write.answer(saved)
 
     async def update_version(
         self, author: Author, name: str, etag: str, fields: dict[str, object], *, dry: bool
     ) -> VersionRecord:
         """A version with another description, other labels or metrics."""
         async with self._store.write(author, dry=dry) as write:
+            if done := await write.repeated(VersionRecord):
+                return done
             before = await get_version(write.connection, *version_key(name))
-            if await write.repeated():
-                return before
             check_etag(etag, before.etag)
-            return await write.save(before, before.model_copy(update=fields))
+            return await write.answer(await write.save(before, before.model_copy(update=fields)))
+
+    async def archive_version(
+        self, author: Author, name: str, etag: str, *, restore: bool
+    ) -> VersionRecord:
+        """Put a version away that nothing points to, or take it back."""
+        async with self._store.write(author) as write:
+            if done := await write.repeated(VersionRecord):
+                return done
+            before = await get_version(write.connection, *version_key(name))
+            check_etag(etag, before.etag)
+            wanted: State = "ready" if restore else "archived"
+            if before.state == wanted:
+                return await write.answer(before)
+            if before.state != ("archived" if restore else "ready"):
+                raise FailedPrecondition(f"{name} is {before.state}")
+            await _refuse_pointed_at(write, before)
+            after = before.model_copy(update={"state": wanted})
+            return await write.answer(await write.save(before, after))
 
     async def delete_version(self, author: Author, name: str, etag: str, *, dry: bool) -> None:
         """Delete a version that nothing points to."""
         async with self._store.write(author, dry=dry) as write:
-            if await write.repeated():
+            if await write.done():
                 return
             version = await get_version(write.connection, *version_key(name))
             check_etag(etag, version.etag)
-            if held := await holders(write.connection, version.model, version.version):
-                raise FailedPrecondition(f"{name} is held by {', '.join(held)}")
+            await _refuse_pointed_at(write, version)
             await write.remove(version)
+            await write.answer(version)
 
-    async def set_alias(
-        self,
-        author: Author,
-        name: str,
-        version: int,
-        gates: tuple[GateRecord, ...] | None,
-        etag: str,
-        *,
-        dry: bool,
-    ) -> AliasRecord:
-        """Create or move an alias; `gates` None keeps those that it has."""
-        model, alias = alias_key(name)
-        async with self._store.write(author, dry=dry) as write:
-            if await write.repeated():
-                return await get_alias(write.connection, model, alias)
-            before = await find_alias(write.connection, model, alias)
-            check_etag(etag, before.etag if before else "")
-            candidate = await get_version(write.connection, model, version)
-            if candidate.state != "ready":
-                raise FailedPrecondition(f"{candidate.name} is {candidate.state}, not ready")
-            rules = gates if gates is not None else before.gates if before else ()
-            if before is None or before.version != version:
-                holder = (
-                    await get_version(write.connection, model, before.version) if before else None
-                )
-                check_gates(rules, candidate, holder)
-            record = AliasRecord(
-                model=model, alias=alias, version=version, gates=rules, update_time=write.now
-            )
-            if before and (before.version, before.gates) == (version, rules):
-                await write.remember(before)
-                return before
-            return await write.save(before, record)
 
-    async def delete_alias(self, author: Author, name: str, etag: str, *, dry: bool) -> None:
-        """Delete an alias."""
-        async with self._store.write(author, dry=dry) as write:
-            if await write.repeated():
-                return
-            alias = await get_alias(write.connection, *alias_key(name))
-            check_etag(etag, alias.etag)
-            await write.remove(alias)
+async def _refuse_existing(write: Write, model: str) -> None:
+    try:
+        await get_model(write.connection, model)
+    except NotFound:
+        return
+    raise AlreadyExists(f"model {model!r} exists", resource=("model", f"models/{model}"))
+
+
+async def _refuse_pointed_at(write: Write, version: VersionRecord) -> None:
+    if held := await pointing_at(write.connection, version.model, version.version):
+        raise FailedPrecondition(f"{version.name} is what {', '.join(held)} points to")
 
 
 def _check_artifacts(artifacts: Sequence[ArtifactRecord]) -> None:

@@ -3,10 +3,10 @@
 import hashlib
 import re
 from collections.abc import Iterable
-from datetime import datetime
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PlainSerializer
 
 from services.runtime.errors import (
     ALIAS_NOT_FOUND,
@@ -14,6 +14,7 @@ from services.runtime.errors import (
     ETAG_MISMATCH,
     GATE_UNMET,
     MODEL_NOT_FOUND,
+    TRAFFIC_POLICY_NOT_FOUND,
     VERSION_NOT_FOUND,
     Conflict,
     FailedPrecondition,
@@ -22,9 +23,9 @@ from services.runtime.errors import (
     Violation,
 )
 
-Task = Literal["classification", "generation"]
+Task = Literal["classification", "generation", "dataset"]
 State = Literal["uploading", "validating", "ready", "rejected", "quarantined", "archived"]
-Kind = Literal["model", "version", "alias"]
+Kind = Literal["model", "version", "alias", "traffic_policy"]
 ChangeKind = Literal["created", "updated", "deleted"]
 LIVE = "live"
 
@@ -32,6 +33,15 @@ _ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _MODEL = re.compile(rf"models/({_ID})")
 _VERSION = re.compile(rf"models/({_ID})/versions/([1-9][0-9]{{0,9}})")
 _ALIAS = re.compile(rf"models/({_ID})/aliases/({_ID})")
+_POLICY = re.compile(rf"models/({_ID})/trafficPolicy")
+
+
+def stored_moment(value: datetime) -> str:
+    """As moments are written into bodies: in UTC and to the microsecond, so that texts compare."""
+    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+Moment = Annotated[datetime, PlainSerializer(stored_moment, when_used="json-unless-none")]
 
 
 class Record(BaseModel):
@@ -51,9 +61,9 @@ class ModelRecord(Record):
     description: str = ""
     labels: dict[str, str] = {}
     etag: str = ""
-    create_time: datetime
-    update_time: datetime
-    archive_time: datetime | None = None
+    create_time: Moment
+    update_time: Moment
+    archive_time: Moment | None = None
     latest_version: int = 0
 
     @property
@@ -123,8 +133,8 @@ class VersionRecord(Record):
     lineage: LineageRecord | None = None
     rejections: tuple[RejectionRecord, ...] = ()
     etag: str = ""
-    create_time: datetime
-    ready_time: datetime | None = None
+    create_time: Moment
+    ready_time: Moment | None = None
     creator: str = ""
 
     @property
@@ -166,7 +176,7 @@ class AliasRecord(Record):
     version: int
     gates: tuple[GateRecord, ...] = ()
     etag: str = ""
-    update_time: datetime
+    update_time: Moment
 
     @property
     def name(self) -> str:
@@ -174,12 +184,56 @@ class AliasRecord(Record):
         return f"models/{self.model}/aliases/{self.alias}"
 
 
-Resource = ModelRecord | VersionRecord | AliasRecord
-KINDS: dict[Kind, type[ModelRecord] | type[VersionRecord] | type[AliasRecord]] = {
+class SplitRecord(Record):
+    """One share of a traffic policy: a version, or an alias wherever it points."""
+
+    version: int = 0
+    alias: str = ""
+    weight: int = 0
+
+
+class TrafficPolicyRecord(Record):
+    """How calls that name neither version nor alias are spread."""
+
+    model: str
+    splits: tuple[SplitRecord, ...]
+    sticky_key: str = ""
+    shadow_version: int = 0
+    etag: str = ""
+    update_time: Moment
+
+    @property
+    def name(self) -> str:
+        """Its resource name."""
+        return f"models/{self.model}/trafficPolicy"
+
+
+Resource = ModelRecord | VersionRecord | AliasRecord | TrafficPolicyRecord
+KINDS: dict[Kind, type[Resource]] = {
     "model": ModelRecord,
     "version": VersionRecord,
     "alias": AliasRecord,
+    "traffic_policy": TrafficPolicyRecord,
 }
+
+
+class PointRecord(Record):
+    """One point of a latency curve."""
+
+    batch_size: int
+    length: int
+    p50_us: int
+    p95_us: int
+
+
+class ProfileRecord(Record):
+    """The latency of a version on one kind of host."""
+
+    model: str
+    version: int
+    fingerprint: str
+    points: tuple[PointRecord, ...]
+    measure_time: Moment
 
 
 def kind_of(resource: Resource) -> Kind:
@@ -191,7 +245,7 @@ class ChangeRecord(Record):
     """One change in the append-only history."""
 
     revision: int
-    commit_time: datetime
+    commit_time: Moment
     actor: str
     name: str
     kind: ChangeKind
@@ -206,8 +260,10 @@ def content_digest(files: Iterable[tuple[str, str]]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def model_id(name: str) -> str:
-    """The id in "models/{model}"."""
+def model_id(name: str, *, wildcard: bool = False) -> str:
+    """The id in "models/{model}"; with `wildcard` also "-", for all of them."""
+    if wildcard and name == "models/-":
+        return "-"
     return _match(_MODEL, name, "models/{model}")[0]
 
 
@@ -221,6 +277,11 @@ def alias_key(name: str) -> tuple[str, str]:
     """Model and alias in "models/{model}/aliases/{alias}"."""
     model, alias = _match(_ALIAS, name, "models/{model}/aliases/{alias}")
     return model, alias
+
+
+def policy_model(name: str) -> str:
+    """The model in "models/{model}/trafficPolicy"."""
+    return _match(_POLICY, name, "models/{model}/trafficPolicy")[0]
 
 
 def _match(pattern: re.Pattern[str], name: str, form: str) -> tuple[str, ...]:
@@ -254,6 +315,15 @@ def alias_missing(model: str, alias: str) -> NotFound:
         f"model {model!r} has no alias {alias!r}",
         reason=ALIAS_NOT_FOUND,
         resource=("alias", f"models/{model}/aliases/{alias}"),
+    )
+
+
+def policy_missing(model: str) -> NotFound:
+    """The error for a model without a traffic policy."""
+    return NotFound(
+        f"model {model!r} has no traffic policy",
+        reason=TRAFFIC_POLICY_NOT_FOUND,
+        resource=("traffic_policy", f"models/{model}/trafficPolicy"),
     )
 
 

@@ -1,59 +1,59 @@
-"""Reads and writes resources; each write is one transaction that also records the change.
+"""Reads resources and their history, and opens the transactions that change them.
 
-Everything that decides is in `resources`; here are the rows. Knows no wire and no artifact bytes.
+Everything that decides is in `resources`; the rows are in `rows`. Knows no wire and no bytes.
 """
 
 import hashlib
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar, cast
+from typing import cast
 
-from sqlalchemy import Select, Table, and_, delete, func, insert, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.elements import ColumnElement
 
-from services.registry import resources
+from services.registry import resources, rows
 from services.registry.database import Database
+from services.registry.listing import Listing, Page, listed
 from services.registry.resources import (
-    KINDS,
     AliasRecord,
     ChangeRecord,
-    Kind,
     ModelRecord,
     Resource,
     Task,
+    TrafficPolicyRecord,
     VersionRecord,
-    kind_of,
 )
-from services.registry.tables import ALIASES, CHANGES, MODELS, REQUESTS, VERSIONS
-from services.runtime.errors import AlreadyExists
+from services.registry.tables import ALIASES, CHANGES, MODELS, REGISTRY, REQUESTS, VERSIONS
+from services.registry.write import REMEMBERED, Author, Clock, Write
+from services.runtime import traffic
+from services.runtime.errors import InvalidRequest, NotFound
+from services.runtime.traffic import Split
 
-Clock = Callable[[], datetime]
-ResourceT = TypeVar("ResourceT", ModelRecord, VersionRecord, AliasRecord)
-
-
-@dataclass(frozen=True, slots=True)
-class Author:
-    """Who changes something, and under which ids."""
-
-    identity: str
-    call_id: str
-    """The id of the call, for the logs."""
-    request_id: str = ""
-    """Chosen by the caller: a repetition under the same id changes nothing more."""
-    method: str = ""
-    digest: str = ""
-    """Of the request, so that the id cannot be used for another."""
+__all__ = ["Author", "Snapshot", "Store", "Write", "request_digest"]
+RESOLVED = 10_000
+"""References whose answer is kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Snapshot:
     """All resources at one revision."""
 
     revision: int
     resources: list[Resource]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Which changes of a model are wanted."""
+
+    start: datetime | None = None
+    """At or after this moment."""
+    end: datetime | None = None
+    """Before this moment."""
+    resource: str = ""
+    """Of this resource only."""
 
 
 def _utc_now() -> datetime:
@@ -64,91 +64,176 @@ class Store:
     """The resources in one database."""
 
     def __init__(self, database: Database, clock: Clock = _utc_now) -> None:
-        self._database = database
+        self.database = database
         self._clock = clock
         self.on_change: list[Callable[[int], None]] = []
+        self._resolved: dict[tuple[str, int, str], _Meaning] = {}
+        self._resolved_at = self._known = -1
 
-    def write(self, author: Author, *, dry: bool = False) -> "Write":
+    def write(self, author: Author, *, dry: bool = False) -> Write:
         """A transaction; `dry` checks everything and changes nothing."""
-        return Write(self._database, author, self._clock(), self._changed, dry=dry)
+        return Write(self.database, author, self._clock, self.changed, dry=dry)
 
-    def _changed(self, revision: int) -> None:
+    def now(self) -> datetime:
+        """The present moment."""
+        return self._clock()
+
+    def changed(self, revision: int) -> None:
+        """Tell of a change, made here or announced by another replica; 0: perhaps there is one."""
+        self._resolved.clear()
+        self._resolved_at = -1
+        self._known = max(self._known, revision)
         for listener in self.on_change:
             listener(revision)
 
     async def model(self, model: str) -> ModelRecord:
         """One model."""
-        async with self._database.read() as connection:
-            return await get_model(connection, model)
+        async with self.database.read() as connection:
+            return await rows.get_model(connection, model)
 
     async def version(self, model: str, version: int) -> VersionRecord:
         """One version."""
-        async with self._database.read() as connection:
-            return await get_version(connection, model, version)
+        async with self.database.read() as connection:
+            return await rows.get_version(connection, model, version)
+
+    async def find_version(self, name: str) -> VersionRecord | None:
+        """The version of this name, or None; also where it is no name of a version."""
+        try:
+            return await self.version(*resources.version_key(name))
+        except (InvalidRequest, NotFound):
+            return None
 
     async def alias(self, model: str, alias: str) -> AliasRecord:
         """One alias."""
-        async with self._database.read() as connection:
-            return await get_alias(connection, model, alias)
+        async with self.database.read() as connection:
+            return await rows.get_alias(connection, model, alias)
 
-    async def models(self, after: str, limit: int) -> list[ModelRecord]:
-        """Models by id, those after `after`."""
-        query = select(MODELS.c.body).where(MODELS.c.model > after).order_by(MODELS.c.model)
-        return await self._bodies(ModelRecord, query.limit(limit))
+    async def policy(self, model: str) -> TrafficPolicyRecord:
+        """The traffic policy of a model."""
+        async with self.database.read() as connection:
+            return await rows.get_policy(connection, model)
 
-    async def versions(self, model: str, before: int, limit: int) -> list[VersionRecord]:
-        """Versions of a model, newest first, those before `before`."""
-        await self.model(model)
-        query = (
-            select(VERSIONS.c.body)
-            .where(VERSIONS.c.model == model, VERSIONS.c.version < before)
-            .order_by(VERSIONS.c.version.desc())
-        )
-        return await self._bodies(VersionRecord, query.limit(limit))
+    async def batch_models(self, models: Sequence[str]) -> list[ModelRecord]:
+        """Models as they are at one moment, in the order asked for."""
+        async with self.database.read() as connection:
+            return [await rows.get_model(connection, model) for model in models]
+
+    async def batch_versions(self, keys: Sequence[tuple[str, int]]) -> list[VersionRecord]:
+        """Versions as they are at one moment, in the order asked for."""
+        async with self.database.read() as connection:
+            return [await rows.get_version(connection, *key) for key in keys]
+
+    async def models(self, listing: Listing) -> Page[ModelRecord]:
+        """A page of models."""
+        async with self.database.read() as connection:
+            return await listed(connection, MODELS, ModelRecord, listing)
+
+    async def versions(self, model: str, listing: Listing) -> Page[VersionRecord]:
+        """A page of the versions of a model."""
+        async with self.database.read() as connection:
+            await rows.get_model(connection, model)
+            where = VERSIONS.c.model == model
+            return await listed(connection, VERSIONS, VersionRecord, listing, where)
 
     async def aliases(self, model: str, after: str, limit: int) -> list[AliasRecord]:
         """Aliases of a model by name, those after `after`."""
-        await self.model(model)
-        query = (
-            select(ALIASES.c.body)
-            .where(ALIASES.c.model == model, ALIASES.c.alias > after)
-            .order_by(ALIASES.c.alias)
-        )
-        return await self._bodies(AliasRecord, query.limit(limit))
+        async with self.database.read() as connection:
+            await rows.get_model(connection, model)
+            where = (ALIASES.c.model == model) & (ALIASES.c.alias > after)
+            query = select(ALIASES.c.body).where(where).order_by(ALIASES.c.alias).limit(limit)
+            found = (await connection.execute(query)).scalars()
+            return [AliasRecord.model_validate_json(body) for body in found]
 
-    async def resolve(self, model: str, version: int, alias: str) -> tuple[VersionRecord, str]:
-        """The version that a reference means now, and what chose it."""
-        async with self._database.read() as connection:
-            if version:
-                return await get_version(connection, model, version), "version"
-            await get_model(connection, model)
-            holder = await get_alias(connection, model, alias or resources.LIVE)
-            return await get_version(
-                connection, model, holder.version
-            ), "alias" if alias else "live"
+    async def resolve(
+        self, model: str, version: int, alias: str, draw: float = 0.0
+    ) -> tuple[VersionRecord, str]:
+        """The version that a reference means now, and what chose it; `draw` is for a policy."""
+        key = (model, version, alias)
+        revision = self._resolved_at if self.database.dialect == "sqlite" else await self.revision()
+        if revision != self._resolved_at:
+            self._resolved.clear()
+        meaning = self._resolved.get(key)
+        if meaning is None:
+            async with self.database.read() as connection:
+                at = await _revision(connection)
+                meaning = await _meaning(connection, model, version, alias)
+            self._keep(key, meaning, at)
+        return meaning.choose(draw)
+
+    def _keep(self, key: tuple[str, int, str], meaning: "_Meaning", at: int) -> None:
+        """Keep an answer, unless a change that it has not seen may have come meanwhile."""
+        if at < max(self._known, self._resolved_at):
+            return
+        if at > self._resolved_at:
+            self._resolved.clear()
+        if len(self._resolved) >= RESOLVED:
+            self._resolved.clear()
+        self._resolved[key] = meaning
+        self._resolved_at = at
 
     async def revision(self) -> int:
         """The newest revision; 0 before the first change."""
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             return await _revision(connection)
+
+    async def revisions(self) -> tuple[int, int]:
+        """The revision after which changes can still be watched, and the newest."""
+        async with self.database.read() as connection:
+            row = (await connection.execute(select(REGISTRY))).one()
+            return int(row.compacted), int(row.revision)
+
+    async def compact(self, keep: int) -> int:
+        """Let no watch begin further back than `keep` changes; the history itself stays."""
+        async with self.database.write() as connection:
+            row = (await connection.execute(select(REGISTRY))).one()
+            oldest = max(int(row.compacted), int(row.revision) - keep)
+            if oldest > row.compacted:
+                await connection.execute(update(REGISTRY).values(compacted=oldest))
+            return oldest
+
+    @asynccontextmanager
+    async def unreferenced(self, digests: Sequence[str]) -> AsyncIterator[set[str]]:
+        """Those of the digests that no version holds; none begins to before this is left."""
+        async with self.database.write() as connection:
+            yield set(digests) - await rows.referred(connection, digests)
+
+    async def forget_requests(self) -> int:
+        """Drop the request ids that no longer hold anybody to anything; gives how many."""
+        async with self.database.write() as connection:
+            old = REQUESTS.c.commit_time < self._clock() - REMEMBERED
+            return (await connection.execute(delete(REQUESTS).where(old))).rowcount
 
     async def changes(self, after: int, limit: int) -> list[ChangeRecord]:
         """Changes after a revision, oldest first."""
-        query = (
-            select(CHANGES).where(CHANGES.c.revision > after).order_by(CHANGES.c.revision)
-        ).limit(limit)
-        async with self._database.read() as connection:
-            return [_change(row) for row in (await connection.execute(query)).mappings()]
+        query = select(CHANGES).where(CHANGES.c.revision > after).order_by(CHANGES.c.revision)
+        return await self._changes(query.limit(limit))
 
-    async def history(self, model: str, before: int, limit: int) -> list[ChangeRecord]:
+    async def history(
+        self, model: str, before: int, limit: int, span: Span = Span()
+    ) -> list[ChangeRecord]:
         """Changes of a model and of all that belongs to it, newest first."""
         query = (
             select(CHANGES)
             .where(CHANGES.c.model == model, CHANGES.c.revision < before)
             .order_by(CHANGES.c.revision.desc())
-        ).limit(limit)
-        async with self._database.read() as connection:
-            return [_change(row) for row in (await connection.execute(query)).mappings()]
+        )
+        if span.start:
+            query = query.where(CHANGES.c.commit_time >= span.start)
+        if span.end:
+            query = query.where(CHANGES.c.commit_time < span.end)
+        if span.resource:
+            query = query.where(CHANGES.c.name == span.resource)
+        return await self._changes(query.limit(limit))
+
+    async def at(self, name: str, moment: datetime) -> Resource | None:
+        """What a resource was at a moment; None where it did not exist."""
+        query = (
+            select(CHANGES)
+            .where(CHANGES.c.name == name, CHANGES.c.commit_time <= moment)
+            .order_by(CHANGES.c.revision.desc())
+        ).limit(1)
+        found = await self._changes(query)
+        return found[0].after if found else None
 
     async def task_at(self, model: str, revision: int) -> Task:
         """The task of a model as it was at a revision, or was last before it."""
@@ -158,239 +243,61 @@ class Store:
             .where(CHANGES.c.revision <= revision)
             .order_by(CHANGES.c.revision.desc())
         ).limit(1)
-        async with self._database.read() as connection:
-            change = _change((await connection.execute(query)).mappings().one())
-        known = cast(ModelRecord, change.after or change.before)
-        return known.task
+        (change,) = await self._changes(query)
+        return cast(ModelRecord, change.after or change.before).task
 
     async def snapshot(self) -> Snapshot:
         """Everything, as it stands at one revision."""
         found: list[Resource] = []
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             revision = await _revision(connection)
-            for table, cls in ((MODELS, ModelRecord), (VERSIONS, VersionRecord)):
-                found += await _all(connection, table, cls)
-            found += await _all(connection, ALIASES, AliasRecord)
+            for table, cls in rows.TABLES:
+                found += await rows.bodies(connection, table, cls)
         return Snapshot(revision, found)
 
-    async def _bodies(self, cls: type[ResourceT], query: Select[str]) -> list[ResourceT]:
-        async with self._database.read() as connection:
-            rows = (await connection.execute(query)).scalars()
-            return [cls.model_validate_json(body) for body in rows]
+    async def _changes(self, query: Select[tuple[object, ...]]) -> list[ChangeRecord]:
+        async with self.database.read() as connection:
+            return rows.changes((await connection.execute(query)).mappings())
 
 
-class Write:
-    """One transaction: changes resources and records each change."""
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    """What a reference means at one revision: one version, or the shares of a policy."""
 
-    def __init__(
-        self,
-        database: Database,
-        author: Author,
-        now: datetime,
-        changed: Callable[[int], None],
-        *,
-        dry: bool,
-    ) -> None:
-        self._context = database.write()
-        self.author = author
-        self.now = now
-        self._changed = changed
-        self._dry = dry
-        self._revision = 0
-        self.connection: AsyncConnection
+    chosen_by: str
+    versions: tuple[VersionRecord, ...]
+    splits: tuple[Split, ...] = ()
 
-    async def __aenter__(self) -> "Write":
-        self.connection = await self._context.__aenter__()
-        return self
+    def choose(self, draw: float) -> tuple[VersionRecord, str]:
+        """The version for this draw, from 0 to below 1."""
+        if not self.splits:
+            return self.versions[0], self.chosen_by
+        return self.versions[traffic.pick(self.splits, draw)], self.chosen_by
 
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._dry and error is None:
-            await self.connection.rollback()
-        try:
-            await self._context.__aexit__(
-                type(error) if error else None, error, error.__traceback__ if error else None
-            )
-        finally:
-            if error is None and not self._dry and self._revision:
-                self._changed(self._revision)
 
-    async def repeated(self) -> str | None:
-        """The resource that an earlier call with this request id made or changed."""
-        if not self.author.request_id:
-            return None
-        key = and_(
-            REQUESTS.c.identity == self.author.identity,
-            REQUESTS.c.request_id == self.author.request_id,
-        )
-        row = (await self.connection.execute(select(REQUESTS).where(key))).mappings().first()
-        if row is None:
-            return None
-        if (row["method"], row["digest"]) != (self.author.method, self.author.digest):
-            raise AlreadyExists("this request_id was used for another request")
-        return str(row["resource"])
+async def _meaning(connection: AsyncConnection, model: str, version: int, alias: str) -> _Meaning:
+    if version:
+        return _Meaning("version", (await rows.get_version(connection, model, version),))
+    await rows.get_model(connection, model)
+    policy = None if alias else await rows.find_policy(connection, model)
+    if policy is None:
+        held = (await rows.get_alias(connection, model, alias or resources.LIVE)).version
+        found = await rows.get_version(connection, model, held)
+        return _Meaning("alias" if alias else "live", (found,))
+    versions = []
+    for split in policy.splits:
+        target = split.version
+        if split.alias:
+            target = (await rows.get_alias(connection, model, split.alias)).version
+        versions.append(await rows.get_version(connection, model, target))
+    splits = tuple(Split(s.version, s.alias, s.weight) for s in policy.splits)
+    return _Meaning("traffic_policy", tuple(versions), splits)
 
-    async def save(self, before: ResourceT | None, after: ResourceT) -> ResourceT:
-        """Write a resource and its change; returns it with its new etag."""
-        after = after.model_copy(update={"etag": secrets.token_hex(8)})
-        kind = kind_of(after)
-        table, key, columns = _row(after)
-        body = after.model_dump_json()
-        if before is None:
-            await self.connection.execute(insert(table).values(**key, **columns, body=body))
-        else:
-            await self.connection.execute(
-                update(table).where(_equals(table, key)).values(**columns, body=body)
-            )
-        await self._record(kind, before, after)
-        return after
 
-    async def remove(self, before: Resource) -> None:
-        """Delete a resource and record it."""
-        table, key, _ = _row(before)
-        await self.connection.execute(delete(table).where(_equals(table, key)))
-        await self._record(kind_of(before), before, None)
-
-    async def _record(self, kind: Kind, before: Resource | None, after: Resource | None) -> None:
-        known = cast(Resource, after or before)
-        what = "created" if before is None else "deleted" if after is None else "updated"
-        result = await self.connection.execute(
-            insert(CHANGES).values(
-                commit_time=self.now,
-                actor=self.author.identity,
-                model=known.id if isinstance(known, ModelRecord) else known.model,
-                name=known.name,
-                kind=what,
-                resource=kind,
-                before=before.model_dump_json() if before else None,
-                after=after.model_dump_json() if after else None,
-                request_id=self.author.call_id,
-            )
-        )
-        self._revision = int((result.inserted_primary_key or (0,))[0])
-        await self.remember(known)
-
-    async def remember(self, resource: Resource) -> None:
-        """Keep which resource this request was about: a repetition must find it."""
-        if self.author.request_id and not await self.repeated():
-            await self.connection.execute(
-                insert(REQUESTS).values(
-                    identity=self.author.identity,
-                    request_id=self.author.request_id,
-                    method=self.author.method,
-                    digest=self.author.digest,
-                    resource=resource.name,
-                    commit_time=self.now,
-                )
-            )
+async def _revision(connection: AsyncConnection) -> int:
+    return int((await connection.execute(select(func.max(REGISTRY.c.revision)))).scalar() or 0)
 
 
 def request_digest(message: bytes) -> str:
     """What holds a request id to one request."""
     return hashlib.sha256(message).hexdigest()
-
-
-async def get_model(connection: AsyncConnection, model: str) -> ModelRecord:
-    """The model, or NotFound."""
-    query = select(MODELS.c.body).where(MODELS.c.model == model)
-    body = (await connection.execute(query)).scalar()
-    if body is None:
-        raise resources.model_missing(model)
-    return ModelRecord.model_validate_json(body)
-
-
-async def get_version(connection: AsyncConnection, model: str, version: int) -> VersionRecord:
-    """The version, or NotFound."""
-    query = select(VERSIONS.c.body).where(VERSIONS.c.model == model, VERSIONS.c.version == version)
-    body = (await connection.execute(query)).scalar()
-    if body is None:
-        await get_model(connection, model)
-        raise resources.version_missing(model, version)
-    return VersionRecord.model_validate_json(body)
-
-
-async def find_alias(connection: AsyncConnection, model: str, alias: str) -> AliasRecord | None:
-    """The alias, or None."""
-    query = select(ALIASES.c.body).where(ALIASES.c.model == model, ALIASES.c.alias == alias)
-    body = (await connection.execute(query)).scalar()
-    return AliasRecord.model_validate_json(body) if body is not None else None
-
-
-async def get_alias(connection: AsyncConnection, model: str, alias: str) -> AliasRecord:
-    """The alias, or NotFound."""
-    found = await find_alias(connection, model, alias)
-    if found is None:
-        await get_model(connection, model)
-        raise resources.alias_missing(model, alias)
-    return found
-
-
-async def holders(connection: AsyncConnection, model: str, version: int | None) -> Sequence[str]:
-    """The aliases of a model that point to a version; of any version where it is None."""
-    query = select(ALIASES.c.alias).where(ALIASES.c.model == model)
-    if version is not None:
-        query = query.where(ALIASES.c.version == version)
-    return (await connection.execute(query)).scalars().all()
-
-
-async def belonging(connection: AsyncConnection, model: str) -> list[Resource]:
-    """All versions and aliases of a model."""
-    found: list[Resource] = []
-    found += await _all(connection, ALIASES, AliasRecord, ALIASES.c.model == model)
-    found += await _all(connection, VERSIONS, VersionRecord, VERSIONS.c.model == model)
-    return found
-
-
-async def _all(
-    connection: AsyncConnection,
-    table: Table,
-    cls: type[ModelRecord] | type[VersionRecord] | type[AliasRecord],
-    where: ColumnElement[bool] | None = None,
-) -> list[Resource]:
-    query = select(table.c.body).order_by(*table.primary_key)
-    if where is not None:
-        query = query.where(where)
-    rows = (await connection.execute(query)).scalars()
-    return [cls.model_validate_json(body) for body in rows]
-
-
-async def _revision(connection: AsyncConnection) -> int:
-    found = (await connection.execute(select(func.max(CHANGES.c.revision)))).scalar()
-    return int(found or 0)
-
-
-def _row(resource: Resource) -> tuple[Table, dict[str, object], dict[str, object]]:
-    """Table, key and columns of a resource."""
-    if isinstance(resource, ModelRecord):
-        columns: dict[str, object] = {
-            "task": resource.task,
-            "latest_version": resource.latest_version,
-        }
-        return MODELS, {"model": resource.id}, columns
-    if isinstance(resource, VersionRecord):
-        key = {"model": resource.model, "version": resource.version}
-        return VERSIONS, key, {"state": resource.state}
-    return (
-        ALIASES,
-        {"model": resource.model, "alias": resource.alias},
-        {"version": resource.version},
-    )
-
-
-def _equals(table: Table, key: dict[str, object]) -> ColumnElement[bool]:
-    return and_(*(table.c[name] == value for name, value in key.items()))
-
-
-def _change(row: object) -> ChangeRecord:
-    values = dict(row)  # type: ignore[call-overload]  # a RowMapping is a mapping
-    cls = KINDS[values["resource"]]
-    moment: datetime = values["commit_time"]
-    return ChangeRecord(
-        revision=values["revision"],
-        commit_time=moment if moment.tzinfo else moment.replace(tzinfo=UTC),
-        actor=values["actor"],
-        name=values["name"],
-        kind=values["kind"],
-        before=cls.model_validate_json(values["before"]) if values["before"] else None,
-        after=cls.model_validate_json(values["after"]) if values["after"] else None,
-        request_id=values["request_id"],
-    )

@@ -21,6 +21,7 @@ ANONYMOUS = Identity("anonymous", ALL_SCOPES)
 _REGISTRY = "/gristmill.registry.v1.RegistryService/"
 _CLASSIFIER = "/gristmill.classifier.v1.ClassifierService/"
 _GENERATOR = "/gristmill.generator.v1.GeneratorService/"
+_WORKER = "/gristmill.registry.v1.WorkerService/"
 _OPERATIONS = "/google.longrunning.Operations/"
 _INFERENCE = "/inference.GRPCInferenceService/"
 
@@ -55,6 +56,7 @@ SCOPES: dict[str, str] = {
         "ConvertModelVersion EvaluateModelVersion ProfileModelVersion",
         "admin",
     ),
+    **_each(_WORKER, "LeaseJob RenewJob CompleteJob", "admin"),
     **_each(_OPERATIONS, "GetOperation ListOperations WaitOperation", "read"),
     **_each(_OPERATIONS, "CancelOperation DeleteOperation", "admin"),
     **_each(

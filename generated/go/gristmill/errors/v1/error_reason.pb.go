@@ -63,12 +63,17 @@ const (
 	ErrorReason_ERROR_REASON_SOURCE_NOT_FOUND ErrorReason = 25
 	// NOT_FOUND: the model is known but this process does not serve it.
 	ErrorReason_ERROR_REASON_MODEL_NOT_LOADED ErrorReason = 26
+	// NOT_FOUND: the model has no traffic policy.
+	ErrorReason_ERROR_REASON_TRAFFIC_POLICY_NOT_FOUND ErrorReason = 27
 	// ALREADY_EXISTS: a resource of this name exists and differs.
 	ErrorReason_ERROR_REASON_ALREADY_EXISTS ErrorReason = 30
 	// ABORTED: the etag given is not the present one.
 	ErrorReason_ERROR_REASON_ETAG_MISMATCH ErrorReason = 31
 	// ABORTED: another change to the same resource came first.
 	ErrorReason_ERROR_REASON_CONCURRENT_CHANGE ErrorReason = 32
+	// ABORTED: the worker's lease of a job ran out, and another has it, or nobody
+	// needs it any more.
+	ErrorReason_ERROR_REASON_LEASE_LOST ErrorReason = 33
 	// FAILED_PRECONDITION: a gate of the alias is unmet; PreconditionFailure
 	// names each gate with its figure.
 	ErrorReason_ERROR_REASON_GATE_UNMET ErrorReason = 40
@@ -77,6 +82,9 @@ const (
 	ErrorReason_ERROR_REASON_WRONG_STATE ErrorReason = 41
 	// FAILED_PRECONDITION: the model's task is not the one of this service.
 	ErrorReason_ERROR_REASON_WRONG_TASK ErrorReason = 42
+	// FAILED_PRECONDITION: the work needs a worker, or a library in the worker,
+	// that this registry does not have.
+	ErrorReason_ERROR_REASON_WORKER_MISSING ErrorReason = 43
 	// OUT_OF_RANGE: the revision asked for has been compacted; `oldest_revision`
 	// in the metadata is the first that can still be watched from.
 	ErrorReason_ERROR_REASON_REVISION_COMPACTED ErrorReason = 50
@@ -142,12 +150,15 @@ var (
 		24:  "ERROR_REASON_OPERATION_NOT_FOUND",
 		25:  "ERROR_REASON_SOURCE_NOT_FOUND",
 		26:  "ERROR_REASON_MODEL_NOT_LOADED",
+		27:  "ERROR_REASON_TRAFFIC_POLICY_NOT_FOUND",
 		30:  "ERROR_REASON_ALREADY_EXISTS",
 		31:  "ERROR_REASON_ETAG_MISMATCH",
 		32:  "ERROR_REASON_CONCURRENT_CHANGE",
+		33:  "ERROR_REASON_LEASE_LOST",
 		40:  "ERROR_REASON_GATE_UNMET",
 		41:  "ERROR_REASON_WRONG_STATE",
 		42:  "ERROR_REASON_WRONG_TASK",
+		43:  "ERROR_REASON_WORKER_MISSING",
 		50:  "ERROR_REASON_REVISION_COMPACTED",
 		51:  "ERROR_REASON_OFFSET_OUT_OF_RANGE",
 		60:  "ERROR_REASON_NOT_IMPLEMENTED",
@@ -168,45 +179,48 @@ var (
 		102: "ERROR_REASON_INTERNAL",
 	}
 	ErrorReason_value = map[string]int32{
-		"ERROR_REASON_UNSPECIFIED":          0,
-		"ERROR_REASON_INVALID_FIELD":        1,
-		"ERROR_REASON_UNSUPPORTED_FIELD":    2,
-		"ERROR_REASON_MODEL_AMBIGUOUS":      3,
-		"ERROR_REASON_MESSAGE_TOO_LARGE":    4,
-		"ERROR_REASON_CREDENTIALS_MISSING":  10,
-		"ERROR_REASON_CREDENTIALS_INVALID":  11,
-		"ERROR_REASON_SCOPE_MISSING":        12,
-		"ERROR_REASON_MODEL_NOT_FOUND":      20,
-		"ERROR_REASON_VERSION_NOT_FOUND":    21,
-		"ERROR_REASON_ALIAS_NOT_FOUND":      22,
-		"ERROR_REASON_ARTIFACT_NOT_FOUND":   23,
-		"ERROR_REASON_OPERATION_NOT_FOUND":  24,
-		"ERROR_REASON_SOURCE_NOT_FOUND":     25,
-		"ERROR_REASON_MODEL_NOT_LOADED":     26,
-		"ERROR_REASON_ALREADY_EXISTS":       30,
-		"ERROR_REASON_ETAG_MISMATCH":        31,
-		"ERROR_REASON_CONCURRENT_CHANGE":    32,
-		"ERROR_REASON_GATE_UNMET":           40,
-		"ERROR_REASON_WRONG_STATE":          41,
-		"ERROR_REASON_WRONG_TASK":           42,
-		"ERROR_REASON_REVISION_COMPACTED":   50,
-		"ERROR_REASON_OFFSET_OUT_OF_RANGE":  51,
-		"ERROR_REASON_NOT_IMPLEMENTED":      60,
-		"ERROR_REASON_CANCELLED":            61,
-		"ERROR_REASON_QUEUE_FULL":           70,
-		"ERROR_REASON_QUOTA_EXCEEDED":       71,
-		"ERROR_REASON_SLOW_CONSUMER":        72,
-		"ERROR_REASON_STORAGE_FULL":         73,
-		"ERROR_REASON_DEADLINE_TOO_SHORT":   80,
-		"ERROR_REASON_DEADLINE_EXPIRED":     81,
-		"ERROR_REASON_MODEL_NOT_READY":      90,
-		"ERROR_REASON_ENGINE_RESTARTING":    91,
-		"ERROR_REASON_DRAINING":             92,
-		"ERROR_REASON_UPSTREAM_UNAVAILABLE": 93,
-		"ERROR_REASON_STORAGE_FAILED":       94,
-		"ERROR_REASON_ARTIFACT_CORRUPT":     100,
-		"ERROR_REASON_BACKEND_FAILED":       101,
-		"ERROR_REASON_INTERNAL":             102,
+		"ERROR_REASON_UNSPECIFIED":              0,
+		"ERROR_REASON_INVALID_FIELD":            1,
+		"ERROR_REASON_UNSUPPORTED_FIELD":        2,
+		"ERROR_REASON_MODEL_AMBIGUOUS":          3,
+		"ERROR_REASON_MESSAGE_TOO_LARGE":        4,
+		"ERROR_REASON_CREDENTIALS_MISSING":      10,
+		"ERROR_REASON_CREDENTIALS_INVALID":      11,
+		"ERROR_REASON_SCOPE_MISSING":            12,
+		"ERROR_REASON_MODEL_NOT_FOUND":          20,
+		"ERROR_REASON_VERSION_NOT_FOUND":        21,
+		"ERROR_REASON_ALIAS_NOT_FOUND":          22,
+		"ERROR_REASON_ARTIFACT_NOT_FOUND":       23,
+		"ERROR_REASON_OPERATION_NOT_FOUND":      24,
+		"ERROR_REASON_SOURCE_NOT_FOUND":         25,
+		"ERROR_REASON_MODEL_NOT_LOADED":         26,
+		"ERROR_REASON_TRAFFIC_POLICY_NOT_FOUND": 27,
+		"ERROR_REASON_ALREADY_EXISTS":           30,
+		"ERROR_REASON_ETAG_MISMATCH":            31,
+		"ERROR_REASON_CONCURRENT_CHANGE":        32,
+		"ERROR_REASON_LEASE_LOST":               33,
+		"ERROR_REASON_GATE_UNMET":               40,
+		"ERROR_REASON_WRONG_STATE":              41,
+		"ERROR_REASON_WRONG_TASK":               42,
+		"ERROR_REASON_WORKER_MISSING":           43,
+		"ERROR_REASON_REVISION_COMPACTED":       50,
+		"ERROR_REASON_OFFSET_OUT_OF_RANGE":      51,
+		"ERROR_REASON_NOT_IMPLEMENTED":          60,
+		"ERROR_REASON_CANCELLED":                61,
+		"ERROR_REASON_QUEUE_FULL":               70,
+		"ERROR_REASON_QUOTA_EXCEEDED":           71,
+		"ERROR_REASON_SLOW_CONSUMER":            72,
+		"ERROR_REASON_STORAGE_FULL":             73,
+		"ERROR_REASON_DEADLINE_TOO_SHORT":       80,
+		"ERROR_REASON_DEADLINE_EXPIRED":         81,
+		"ERROR_REASON_MODEL_NOT_READY":          90,
+		"ERROR_REASON_ENGINE_RESTARTING":        91,
+		"ERROR_REASON_DRAINING":                 92,
+		"ERROR_REASON_UPSTREAM_UNAVAILABLE":     93,
+		"ERROR_REASON_STORAGE_FAILED":           94,
+		"ERROR_REASON_ARTIFACT_CORRUPT":         100,
+		"ERROR_REASON_BACKEND_FAILED":           101,
+		"ERROR_REASON_INTERNAL":                 102,
 	}
 )
 
@@ -241,8 +255,7 @@ var File_gristmill_errors_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_gristmill_errors_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"&gristmill/errors/v1/error_reason.proto\x12\x13gristmill.errors.v1*\xad\n" +
-	"\n" +
+	"&gristmill/errors/v1/error_reason.proto\x12\x13gristmill.errors.v1*\x96\v\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\"\n" +
@@ -259,13 +272,16 @@ const file_gristmill_errors_v1_error_reason_proto_rawDesc = "" +
 	"\x1fERROR_REASON_ARTIFACT_NOT_FOUND\x10\x17\x12$\n" +
 	" ERROR_REASON_OPERATION_NOT_FOUND\x10\x18\x12!\n" +
 	"\x1dERROR_REASON_SOURCE_NOT_FOUND\x10\x19\x12!\n" +
-	"\x1dERROR_REASON_MODEL_NOT_LOADED\x10\x1a\x12\x1f\n" +
+	"\x1dERROR_REASON_MODEL_NOT_LOADED\x10\x1a\x12)\n" +
+	"%ERROR_REASON_TRAFFIC_POLICY_NOT_FOUND\x10\x1b\x12\x1f\n" +
 	"\x1bERROR_REASON_ALREADY_EXISTS\x10\x1e\x12\x1e\n" +
 	"\x1aERROR_REASON_ETAG_MISMATCH\x10\x1f\x12\"\n" +
 	"\x1eERROR_REASON_CONCURRENT_CHANGE\x10 \x12\x1b\n" +
+	"\x17ERROR_REASON_LEASE_LOST\x10!\x12\x1b\n" +
 	"\x17ERROR_REASON_GATE_UNMET\x10(\x12\x1c\n" +
 	"\x18ERROR_REASON_WRONG_STATE\x10)\x12\x1b\n" +
-	"\x17ERROR_REASON_WRONG_TASK\x10*\x12#\n" +
+	"\x17ERROR_REASON_WRONG_TASK\x10*\x12\x1f\n" +
+	"\x1bERROR_REASON_WORKER_MISSING\x10+\x12#\n" +
 	"\x1fERROR_REASON_REVISION_COMPACTED\x102\x12$\n" +
 	" ERROR_REASON_OFFSET_OUT_OF_RANGE\x103\x12 \n" +
 	"\x1cERROR_REASON_NOT_IMPLEMENTED\x10<\x12\x1a\n" +

@@ -33,6 +33,9 @@ const (
 	Task_TASK_CLASSIFICATION Task = 1
 	// Served by gristmill.generator.v1.GeneratorService.
 	Task_TASK_GENERATION Task = 2
+	// Served by nobody: labelled examples that versions are evaluated on, one
+	// artifact "data.jsonl" a version.
+	Task_TASK_DATASET Task = 3
 )
 
 // Enum value maps for Task.
@@ -41,11 +44,13 @@ var (
 		0: "TASK_UNSPECIFIED",
 		1: "TASK_CLASSIFICATION",
 		2: "TASK_GENERATION",
+		3: "TASK_DATASET",
 	}
 	Task_value = map[string]int32{
 		"TASK_UNSPECIFIED":    0,
 		"TASK_CLASSIFICATION": 1,
 		"TASK_GENERATION":     2,
+		"TASK_DATASET":        3,
 	}
 )
 
@@ -754,11 +759,12 @@ const file_gristmill_registry_v1_model_proto_rawDesc = "" +
 	"\tRejection\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage*J\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage*\\\n" +
 	"\x04Task\x12\x14\n" +
 	"\x10TASK_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13TASK_CLASSIFICATION\x10\x01\x12\x13\n" +
-	"\x0fTASK_GENERATION\x10\x02*\xd8\x01\n" +
+	"\x0fTASK_GENERATION\x10\x02\x12\x10\n" +
+	"\fTASK_DATASET\x10\x03*\xd8\x01\n" +
 	"\fVersionState\x12\x1d\n" +
 	"\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17VERSION_STATE_UPLOADING\x10\x01\x12\x1c\n" +

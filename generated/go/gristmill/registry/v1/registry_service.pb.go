@@ -3757,8 +3757,8 @@ type ConvertModelVersionRequest struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// What to make. Required.
 	Conversion Conversion `protobuf:"varint,2,opt,name=conversion,proto3,enum=gristmill.registry.v1.Conversion" json:"conversion,omitempty"`
-	// Largest difference of any output from that of the source on real inputs.
-	// Absent: 1e-3 for onnx, 0.1 for int8.
+	// Largest difference of any probability from that of the source on real
+	// inputs. Absent: 1e-3 for onnx, 0.1 for int8.
 	MaxDifference *float64 `protobuf:"fixed64,3,opt,name=max_difference,json=maxDifference,proto3,oneof" json:"max_difference,omitempty"`
 	// Makes a repetition of this call harmless for 24 hours: a UUID that the
 	// caller chooses. Empty: a repetition is a new call.
@@ -4351,6 +4351,107 @@ func (x *ProfilePoint) GetP95Us() uint32 {
 	return 0
 }
 
+// The metadata of every operation of the registry.
+type OperationMetadata struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model or version that the work is on, such as
+	// "models/sentiment/versions/3".
+	Subject string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// What is done: "finalize", "import", "convert", "evaluate" or "profile".
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// How much is done, from 0 to 1.
+	Progress float64 `protobuf:"fixed64,3,opt,name=progress,proto3" json:"progress,omitempty"`
+	// What is being done, for people. Empty: nothing to say yet.
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// When it was asked for.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it ended. Absent: it has not.
+	EndTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	// Somebody asked that it be cancelled.
+	CancelRequested bool `protobuf:"varint,7,opt,name=cancel_requested,json=cancelRequested,proto3" json:"cancel_requested,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *OperationMetadata) Reset() {
+	*x = OperationMetadata{}
+	mi := &file_gristmill_registry_v1_registry_service_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperationMetadata) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperationMetadata) ProtoMessage() {}
+
+func (x *OperationMetadata) ProtoReflect() protoreflect.Message {
+	mi := &file_gristmill_registry_v1_registry_service_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperationMetadata.ProtoReflect.Descriptor instead.
+func (*OperationMetadata) Descriptor() ([]byte, []int) {
+	return file_gristmill_registry_v1_registry_service_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *OperationMetadata) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *OperationMetadata) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *OperationMetadata) GetProgress() float64 {
+	if x != nil {
+		return x.Progress
+	}
+	return 0
+}
+
+func (x *OperationMetadata) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *OperationMetadata) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *OperationMetadata) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
+func (x *OperationMetadata) GetCancelRequested() bool {
+	if x != nil {
+		return x.CancelRequested
+	}
+	return false
+}
+
 // What GetServerInfo takes.
 type GetServerInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4360,7 +4461,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_gristmill_registry_v1_registry_service_proto_msgTypes[72]
+	mi := &file_gristmill_registry_v1_registry_service_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4372,7 +4473,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gristmill_registry_v1_registry_service_proto_msgTypes[72]
+	mi := &file_gristmill_registry_v1_registry_service_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4385,7 +4486,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_gristmill_registry_v1_registry_service_proto_rawDescGZIP(), []int{72}
+	return file_gristmill_registry_v1_registry_service_proto_rawDescGZIP(), []int{73}
 }
 
 // What GetServerInfo gives.
@@ -4405,7 +4506,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_gristmill_registry_v1_registry_service_proto_msgTypes[73]
+	mi := &file_gristmill_registry_v1_registry_service_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4417,7 +4518,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gristmill_registry_v1_registry_service_proto_msgTypes[73]
+	mi := &file_gristmill_registry_v1_registry_service_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4430,7 +4531,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_gristmill_registry_v1_registry_service_proto_rawDescGZIP(), []int{73}
+	return file_gristmill_registry_v1_registry_service_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -4738,7 +4839,16 @@ const file_gristmill_registry_v1_registry_service_proto_rawDesc = "" +
 	"batch_size\x18\x01 \x01(\rR\tbatchSize\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\rR\x06length\x12\x15\n" +
 	"\x06p50_us\x18\x03 \x01(\rR\x05p50Us\x12\x15\n" +
-	"\x06p95_us\x18\x04 \x01(\rR\x05p95Us\"\x16\n" +
+	"\x06p95_us\x18\x04 \x01(\rR\x05p95Us\"\x96\x02\n" +
+	"\x11OperationMetadata\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1a\n" +
+	"\bprogress\x18\x03 \x01(\x01R\bprogress\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12;\n" +
+	"\vcreate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x125\n" +
+	"\bend_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12)\n" +
+	"\x10cancel_requested\x18\a \x01(\bR\x0fcancelRequested\"\x16\n" +
 	"\x14GetServerInfoRequest\"\x92\x01\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
@@ -4800,7 +4910,7 @@ func file_gristmill_registry_v1_registry_service_proto_rawDescGZIP() []byte {
 }
 
 var file_gristmill_registry_v1_registry_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gristmill_registry_v1_registry_service_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_gristmill_registry_v1_registry_service_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_gristmill_registry_v1_registry_service_proto_goTypes = []any{
 	(Conversion)(0),                        // 0: gristmill.registry.v1.Conversion
 	(*CreateModelRequest)(nil),             // 1: gristmill.registry.v1.CreateModelRequest
@@ -4875,146 +4985,149 @@ var file_gristmill_registry_v1_registry_service_proto_goTypes = []any{
 	(*GetModelVersionProfileResponse)(nil), // 70: gristmill.registry.v1.GetModelVersionProfileResponse
 	(*ModelVersionProfile)(nil),            // 71: gristmill.registry.v1.ModelVersionProfile
 	(*ProfilePoint)(nil),                   // 72: gristmill.registry.v1.ProfilePoint
-	(*GetServerInfoRequest)(nil),           // 73: gristmill.registry.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),          // 74: gristmill.registry.v1.GetServerInfoResponse
-	(*Model)(nil),                          // 75: gristmill.registry.v1.Model
-	(*fieldmaskpb.FieldMask)(nil),          // 76: google.protobuf.FieldMask
-	(*ModelVersion)(nil),                   // 77: gristmill.registry.v1.ModelVersion
-	(*longrunningpb.Operation)(nil),        // 78: google.longrunning.Operation
-	(*Alias)(nil),                          // 79: gristmill.registry.v1.Alias
-	(*TrafficPolicy)(nil),                  // 80: gristmill.registry.v1.TrafficPolicy
-	(*ModelRef)(nil),                       // 81: gristmill.registry.v1.ModelRef
-	(Task)(0),                              // 82: gristmill.registry.v1.Task
-	(*durationpb.Duration)(nil),            // 83: google.protobuf.Duration
-	(*Resource)(nil),                       // 84: gristmill.registry.v1.Resource
-	(*Change)(nil),                         // 85: gristmill.registry.v1.Change
-	(*timestamppb.Timestamp)(nil),          // 86: google.protobuf.Timestamp
+	(*OperationMetadata)(nil),              // 73: gristmill.registry.v1.OperationMetadata
+	(*GetServerInfoRequest)(nil),           // 74: gristmill.registry.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),          // 75: gristmill.registry.v1.GetServerInfoResponse
+	(*Model)(nil),                          // 76: gristmill.registry.v1.Model
+	(*fieldmaskpb.FieldMask)(nil),          // 77: google.protobuf.FieldMask
+	(*ModelVersion)(nil),                   // 78: gristmill.registry.v1.ModelVersion
+	(*longrunningpb.Operation)(nil),        // 79: google.longrunning.Operation
+	(*Alias)(nil),                          // 80: gristmill.registry.v1.Alias
+	(*TrafficPolicy)(nil),                  // 81: gristmill.registry.v1.TrafficPolicy
+	(*ModelRef)(nil),                       // 82: gristmill.registry.v1.ModelRef
+	(Task)(0),                              // 83: gristmill.registry.v1.Task
+	(*durationpb.Duration)(nil),            // 84: google.protobuf.Duration
+	(*Resource)(nil),                       // 85: gristmill.registry.v1.Resource
+	(*Change)(nil),                         // 86: gristmill.registry.v1.Change
+	(*timestamppb.Timestamp)(nil),          // 87: google.protobuf.Timestamp
 }
 var file_gristmill_registry_v1_registry_service_proto_depIdxs = []int32{
-	75, // 0: gristmill.registry.v1.CreateModelRequest.model:type_name -> gristmill.registry.v1.Model
-	75, // 1: gristmill.registry.v1.CreateModelResponse.model:type_name -> gristmill.registry.v1.Model
-	75, // 2: gristmill.registry.v1.GetModelResponse.model:type_name -> gristmill.registry.v1.Model
-	75, // 3: gristmill.registry.v1.BatchGetModelsResponse.models:type_name -> gristmill.registry.v1.Model
-	75, // 4: gristmill.registry.v1.ListModelsResponse.models:type_name -> gristmill.registry.v1.Model
-	75, // 5: gristmill.registry.v1.UpdateModelRequest.model:type_name -> gristmill.registry.v1.Model
-	76, // 6: gristmill.registry.v1.UpdateModelRequest.update_mask:type_name -> google.protobuf.FieldMask
-	75, // 7: gristmill.registry.v1.UpdateModelResponse.model:type_name -> gristmill.registry.v1.Model
-	75, // 8: gristmill.registry.v1.ArchiveModelResponse.model:type_name -> gristmill.registry.v1.Model
-	77, // 9: gristmill.registry.v1.CreateModelVersionRequest.version:type_name -> gristmill.registry.v1.ModelVersion
-	77, // 10: gristmill.registry.v1.CreateModelVersionResponse.version:type_name -> gristmill.registry.v1.ModelVersion
-	78, // 11: gristmill.registry.v1.FinalizeModelVersionResponse.operation:type_name -> google.longrunning.Operation
-	77, // 12: gristmill.registry.v1.GetModelVersionResponse.version:type_name -> gristmill.registry.v1.ModelVersion
-	77, // 13: gristmill.registry.v1.BatchGetModelVersionsResponse.versions:type_name -> gristmill.registry.v1.ModelVersion
-	77, // 14: gristmill.registry.v1.ListModelVersionsResponse.versions:type_name -> gristmill.registry.v1.ModelVersion
-	77, // 15: gristmill.registry.v1.UpdateModelVersionRequest.version:type_name -> gristmill.registry.v1.ModelVersion
-	76, // 16: gristmill.registry.v1.UpdateModelVersionRequest.update_mask:type_name -> google.protobuf.FieldMask
-	77, // 17: gristmill.registry.v1.UpdateModelVersionResponse.version:type_name -> gristmill.registry.v1.ModelVersion
-	77, // 18: gristmill.registry.v1.ArchiveModelVersionResponse.version:type_name -> gristmill.registry.v1.ModelVersion
-	79, // 19: gristmill.registry.v1.SetAliasRequest.alias:type_name -> gristmill.registry.v1.Alias
-	76, // 20: gristmill.registry.v1.SetAliasRequest.update_mask:type_name -> google.protobuf.FieldMask
-	79, // 21: gristmill.registry.v1.SetAliasResponse.alias:type_name -> gristmill.registry.v1.Alias
-	79, // 22: gristmill.registry.v1.GetAliasResponse.alias:type_name -> gristmill.registry.v1.Alias
-	79, // 23: gristmill.registry.v1.ListAliasesResponse.aliases:type_name -> gristmill.registry.v1.Alias
-	80, // 24: gristmill.registry.v1.SetTrafficPolicyRequest.traffic_policy:type_name -> gristmill.registry.v1.TrafficPolicy
-	80, // 25: gristmill.registry.v1.SetTrafficPolicyResponse.traffic_policy:type_name -> gristmill.registry.v1.TrafficPolicy
-	80, // 26: gristmill.registry.v1.GetTrafficPolicyResponse.traffic_policy:type_name -> gristmill.registry.v1.TrafficPolicy
-	81, // 27: gristmill.registry.v1.ResolveModelRequest.model:type_name -> gristmill.registry.v1.ModelRef
-	77, // 28: gristmill.registry.v1.ResolveModelResponse.version:type_name -> gristmill.registry.v1.ModelVersion
+	76, // 0: gristmill.registry.v1.CreateModelRequest.model:type_name -> gristmill.registry.v1.Model
+	76, // 1: gristmill.registry.v1.CreateModelResponse.model:type_name -> gristmill.registry.v1.Model
+	76, // 2: gristmill.registry.v1.GetModelResponse.model:type_name -> gristmill.registry.v1.Model
+	76, // 3: gristmill.registry.v1.BatchGetModelsResponse.models:type_name -> gristmill.registry.v1.Model
+	76, // 4: gristmill.registry.v1.ListModelsResponse.models:type_name -> gristmill.registry.v1.Model
+	76, // 5: gristmill.registry.v1.UpdateModelRequest.model:type_name -> gristmill.registry.v1.Model
+	77, // 6: gristmill.registry.v1.UpdateModelRequest.update_mask:type_name -> google.protobuf.FieldMask
+	76, // 7: gristmill.registry.v1.UpdateModelResponse.model:type_name -> gristmill.registry.v1.Model
+	76, // 8: gristmill.registry.v1.ArchiveModelResponse.model:type_name -> gristmill.registry.v1.Model
+	78, // 9: gristmill.registry.v1.CreateModelVersionRequest.version:type_name -> gristmill.registry.v1.ModelVersion
+	78, // 10: gristmill.registry.v1.CreateModelVersionResponse.version:type_name -> gristmill.registry.v1.ModelVersion
+	79, // 11: gristmill.registry.v1.FinalizeModelVersionResponse.operation:type_name -> google.longrunning.Operation
+	78, // 12: gristmill.registry.v1.GetModelVersionResponse.version:type_name -> gristmill.registry.v1.ModelVersion
+	78, // 13: gristmill.registry.v1.BatchGetModelVersionsResponse.versions:type_name -> gristmill.registry.v1.ModelVersion
+	78, // 14: gristmill.registry.v1.ListModelVersionsResponse.versions:type_name -> gristmill.registry.v1.ModelVersion
+	78, // 15: gristmill.registry.v1.UpdateModelVersionRequest.version:type_name -> gristmill.registry.v1.ModelVersion
+	77, // 16: gristmill.registry.v1.UpdateModelVersionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	78, // 17: gristmill.registry.v1.UpdateModelVersionResponse.version:type_name -> gristmill.registry.v1.ModelVersion
+	78, // 18: gristmill.registry.v1.ArchiveModelVersionResponse.version:type_name -> gristmill.registry.v1.ModelVersion
+	80, // 19: gristmill.registry.v1.SetAliasRequest.alias:type_name -> gristmill.registry.v1.Alias
+	77, // 20: gristmill.registry.v1.SetAliasRequest.update_mask:type_name -> google.protobuf.FieldMask
+	80, // 21: gristmill.registry.v1.SetAliasResponse.alias:type_name -> gristmill.registry.v1.Alias
+	80, // 22: gristmill.registry.v1.GetAliasResponse.alias:type_name -> gristmill.registry.v1.Alias
+	80, // 23: gristmill.registry.v1.ListAliasesResponse.aliases:type_name -> gristmill.registry.v1.Alias
+	81, // 24: gristmill.registry.v1.SetTrafficPolicyRequest.traffic_policy:type_name -> gristmill.registry.v1.TrafficPolicy
+	81, // 25: gristmill.registry.v1.SetTrafficPolicyResponse.traffic_policy:type_name -> gristmill.registry.v1.TrafficPolicy
+	81, // 26: gristmill.registry.v1.GetTrafficPolicyResponse.traffic_policy:type_name -> gristmill.registry.v1.TrafficPolicy
+	82, // 27: gristmill.registry.v1.ResolveModelRequest.model:type_name -> gristmill.registry.v1.ModelRef
+	78, // 28: gristmill.registry.v1.ResolveModelResponse.version:type_name -> gristmill.registry.v1.ModelVersion
 	49, // 29: gristmill.registry.v1.UploadArtifactRequest.start:type_name -> gristmill.registry.v1.UploadStart
 	50, // 30: gristmill.registry.v1.UploadArtifactRequest.chunk:type_name -> gristmill.registry.v1.Chunk
 	50, // 31: gristmill.registry.v1.DownloadArtifactResponse.chunk:type_name -> gristmill.registry.v1.Chunk
-	82, // 32: gristmill.registry.v1.WatchRequest.task:type_name -> gristmill.registry.v1.Task
-	83, // 33: gristmill.registry.v1.WatchRequest.bookmark_interval:type_name -> google.protobuf.Duration
-	84, // 34: gristmill.registry.v1.WatchResponse.snapshot:type_name -> gristmill.registry.v1.Resource
-	85, // 35: gristmill.registry.v1.WatchResponse.change:type_name -> gristmill.registry.v1.Change
+	83, // 32: gristmill.registry.v1.WatchRequest.task:type_name -> gristmill.registry.v1.Task
+	84, // 33: gristmill.registry.v1.WatchRequest.bookmark_interval:type_name -> google.protobuf.Duration
+	85, // 34: gristmill.registry.v1.WatchResponse.snapshot:type_name -> gristmill.registry.v1.Resource
+	86, // 35: gristmill.registry.v1.WatchResponse.change:type_name -> gristmill.registry.v1.Change
 	55, // 36: gristmill.registry.v1.WatchResponse.bookmark:type_name -> gristmill.registry.v1.Bookmark
-	86, // 37: gristmill.registry.v1.GetModelHistoryRequest.start_time:type_name -> google.protobuf.Timestamp
-	86, // 38: gristmill.registry.v1.GetModelHistoryRequest.end_time:type_name -> google.protobuf.Timestamp
-	86, // 39: gristmill.registry.v1.GetModelHistoryRequest.at_time:type_name -> google.protobuf.Timestamp
-	85, // 40: gristmill.registry.v1.GetModelHistoryResponse.changes:type_name -> gristmill.registry.v1.Change
-	84, // 41: gristmill.registry.v1.GetModelHistoryResponse.at:type_name -> gristmill.registry.v1.Resource
+	87, // 37: gristmill.registry.v1.GetModelHistoryRequest.start_time:type_name -> google.protobuf.Timestamp
+	87, // 38: gristmill.registry.v1.GetModelHistoryRequest.end_time:type_name -> google.protobuf.Timestamp
+	87, // 39: gristmill.registry.v1.GetModelHistoryRequest.at_time:type_name -> google.protobuf.Timestamp
+	86, // 40: gristmill.registry.v1.GetModelHistoryResponse.changes:type_name -> gristmill.registry.v1.Change
+	85, // 41: gristmill.registry.v1.GetModelHistoryResponse.at:type_name -> gristmill.registry.v1.Resource
 	60, // 42: gristmill.registry.v1.ListSourcesResponse.sources:type_name -> gristmill.registry.v1.Source
-	78, // 43: gristmill.registry.v1.ImportModelResponse.operation:type_name -> google.longrunning.Operation
+	79, // 43: gristmill.registry.v1.ImportModelResponse.operation:type_name -> google.longrunning.Operation
 	0,  // 44: gristmill.registry.v1.ConvertModelVersionRequest.conversion:type_name -> gristmill.registry.v1.Conversion
-	78, // 45: gristmill.registry.v1.ConvertModelVersionResponse.operation:type_name -> google.longrunning.Operation
-	78, // 46: gristmill.registry.v1.EvaluateModelVersionResponse.operation:type_name -> google.longrunning.Operation
-	78, // 47: gristmill.registry.v1.ProfileModelVersionResponse.operation:type_name -> google.longrunning.Operation
+	79, // 45: gristmill.registry.v1.ConvertModelVersionResponse.operation:type_name -> google.longrunning.Operation
+	79, // 46: gristmill.registry.v1.EvaluateModelVersionResponse.operation:type_name -> google.longrunning.Operation
+	79, // 47: gristmill.registry.v1.ProfileModelVersionResponse.operation:type_name -> google.longrunning.Operation
 	71, // 48: gristmill.registry.v1.GetModelVersionProfileResponse.profiles:type_name -> gristmill.registry.v1.ModelVersionProfile
 	72, // 49: gristmill.registry.v1.ModelVersionProfile.points:type_name -> gristmill.registry.v1.ProfilePoint
-	86, // 50: gristmill.registry.v1.ModelVersionProfile.measure_time:type_name -> google.protobuf.Timestamp
-	1,  // 51: gristmill.registry.v1.RegistryService.CreateModel:input_type -> gristmill.registry.v1.CreateModelRequest
-	3,  // 52: gristmill.registry.v1.RegistryService.GetModel:input_type -> gristmill.registry.v1.GetModelRequest
-	5,  // 53: gristmill.registry.v1.RegistryService.BatchGetModels:input_type -> gristmill.registry.v1.BatchGetModelsRequest
-	7,  // 54: gristmill.registry.v1.RegistryService.ListModels:input_type -> gristmill.registry.v1.ListModelsRequest
-	9,  // 55: gristmill.registry.v1.RegistryService.UpdateModel:input_type -> gristmill.registry.v1.UpdateModelRequest
-	11, // 56: gristmill.registry.v1.RegistryService.ArchiveModel:input_type -> gristmill.registry.v1.ArchiveModelRequest
-	13, // 57: gristmill.registry.v1.RegistryService.DeleteModel:input_type -> gristmill.registry.v1.DeleteModelRequest
-	15, // 58: gristmill.registry.v1.RegistryService.CreateModelVersion:input_type -> gristmill.registry.v1.CreateModelVersionRequest
-	17, // 59: gristmill.registry.v1.RegistryService.FinalizeModelVersion:input_type -> gristmill.registry.v1.FinalizeModelVersionRequest
-	19, // 60: gristmill.registry.v1.RegistryService.GetModelVersion:input_type -> gristmill.registry.v1.GetModelVersionRequest
-	21, // 61: gristmill.registry.v1.RegistryService.BatchGetModelVersions:input_type -> gristmill.registry.v1.BatchGetModelVersionsRequest
-	23, // 62: gristmill.registry.v1.RegistryService.ListModelVersions:input_type -> gristmill.registry.v1.ListModelVersionsRequest
-	25, // 63: gristmill.registry.v1.RegistryService.UpdateModelVersion:input_type -> gristmill.registry.v1.UpdateModelVersionRequest
-	27, // 64: gristmill.registry.v1.RegistryService.ArchiveModelVersion:input_type -> gristmill.registry.v1.ArchiveModelVersionRequest
-	29, // 65: gristmill.registry.v1.RegistryService.DeleteModelVersion:input_type -> gristmill.registry.v1.DeleteModelVersionRequest
-	31, // 66: gristmill.registry.v1.RegistryService.SetAlias:input_type -> gristmill.registry.v1.SetAliasRequest
-	33, // 67: gristmill.registry.v1.RegistryService.GetAlias:input_type -> gristmill.registry.v1.GetAliasRequest
-	35, // 68: gristmill.registry.v1.RegistryService.ListAliases:input_type -> gristmill.registry.v1.ListAliasesRequest
-	37, // 69: gristmill.registry.v1.RegistryService.DeleteAlias:input_type -> gristmill.registry.v1.DeleteAliasRequest
-	39, // 70: gristmill.registry.v1.RegistryService.SetTrafficPolicy:input_type -> gristmill.registry.v1.SetTrafficPolicyRequest
-	41, // 71: gristmill.registry.v1.RegistryService.GetTrafficPolicy:input_type -> gristmill.registry.v1.GetTrafficPolicyRequest
-	43, // 72: gristmill.registry.v1.RegistryService.DeleteTrafficPolicy:input_type -> gristmill.registry.v1.DeleteTrafficPolicyRequest
-	45, // 73: gristmill.registry.v1.RegistryService.ResolveModel:input_type -> gristmill.registry.v1.ResolveModelRequest
-	47, // 74: gristmill.registry.v1.RegistryService.UploadArtifact:input_type -> gristmill.registry.v1.UploadArtifactRequest
-	51, // 75: gristmill.registry.v1.RegistryService.DownloadArtifact:input_type -> gristmill.registry.v1.DownloadArtifactRequest
-	53, // 76: gristmill.registry.v1.RegistryService.Watch:input_type -> gristmill.registry.v1.WatchRequest
-	56, // 77: gristmill.registry.v1.RegistryService.GetModelHistory:input_type -> gristmill.registry.v1.GetModelHistoryRequest
-	58, // 78: gristmill.registry.v1.RegistryService.ListSources:input_type -> gristmill.registry.v1.ListSourcesRequest
-	61, // 79: gristmill.registry.v1.RegistryService.ImportModel:input_type -> gristmill.registry.v1.ImportModelRequest
-	63, // 80: gristmill.registry.v1.RegistryService.ConvertModelVersion:input_type -> gristmill.registry.v1.ConvertModelVersionRequest
-	65, // 81: gristmill.registry.v1.RegistryService.EvaluateModelVersion:input_type -> gristmill.registry.v1.EvaluateModelVersionRequest
-	67, // 82: gristmill.registry.v1.RegistryService.ProfileModelVersion:input_type -> gristmill.registry.v1.ProfileModelVersionRequest
-	69, // 83: gristmill.registry.v1.RegistryService.GetModelVersionProfile:input_type -> gristmill.registry.v1.GetModelVersionProfileRequest
-	73, // 84: gristmill.registry.v1.RegistryService.GetServerInfo:input_type -> gristmill.registry.v1.GetServerInfoRequest
-	2,  // 85: gristmill.registry.v1.RegistryService.CreateModel:output_type -> gristmill.registry.v1.CreateModelResponse
-	4,  // 86: gristmill.registry.v1.RegistryService.GetModel:output_type -> gristmill.registry.v1.GetModelResponse
-	6,  // 87: gristmill.registry.v1.RegistryService.BatchGetModels:output_type -> gristmill.registry.v1.BatchGetModelsResponse
-	8,  // 88: gristmill.registry.v1.RegistryService.ListModels:output_type -> gristmill.registry.v1.ListModelsResponse
-	10, // 89: gristmill.registry.v1.RegistryService.UpdateModel:output_type -> gristmill.registry.v1.UpdateModelResponse
-	12, // 90: gristmill.registry.v1.RegistryService.ArchiveModel:output_type -> gristmill.registry.v1.ArchiveModelResponse
-	14, // 91: gristmill.registry.v1.RegistryService.DeleteModel:output_type -> gristmill.registry.v1.DeleteModelResponse
-	16, // 92: gristmill.registry.v1.RegistryService.CreateModelVersion:output_type -> gristmill.registry.v1.CreateModelVersionResponse
-	18, // 93: gristmill.registry.v1.RegistryService.FinalizeModelVersion:output_type -> gristmill.registry.v1.FinalizeModelVersionResponse
-	20, // 94: gristmill.registry.v1.RegistryService.GetModelVersion:output_type -> gristmill.registry.v1.GetModelVersionResponse
-	22, // 95: gristmill.registry.v1.RegistryService.BatchGetModelVersions:output_type -> gristmill.registry.v1.BatchGetModelVersionsResponse
-	24, // 96: gristmill.registry.v1.RegistryService.ListModelVersions:output_type -> gristmill.registry.v1.ListModelVersionsResponse
-	26, // 97: gristmill.registry.v1.RegistryService.UpdateModelVersion:output_type -> gristmill.registry.v1.UpdateModelVersionResponse
-	28, // 98: gristmill.registry.v1.RegistryService.ArchiveModelVersion:output_type -> gristmill.registry.v1.ArchiveModelVersionResponse
-	30, // 99: gristmill.registry.v1.RegistryService.DeleteModelVersion:output_type -> gristmill.registry.v1.DeleteModelVersionResponse
-	32, // 100: gristmill.registry.v1.RegistryService.SetAlias:output_type -> gristmill.registry.v1.SetAliasResponse
-	34, // 101: gristmill.registry.v1.RegistryService.GetAlias:output_type -> gristmill.registry.v1.GetAliasResponse
-	36, // 102: gristmill.registry.v1.RegistryService.ListAliases:output_type -> gristmill.registry.v1.ListAliasesResponse
-	38, // 103: gristmill.registry.v1.RegistryService.DeleteAlias:output_type -> gristmill.registry.v1.DeleteAliasResponse
-	40, // 104: gristmill.registry.v1.RegistryService.SetTrafficPolicy:output_type -> gristmill.registry.v1.SetTrafficPolicyResponse
-	42, // 105: gristmill.registry.v1.RegistryService.GetTrafficPolicy:output_type -> gristmill.registry.v1.GetTrafficPolicyResponse
-	44, // 106: gristmill.registry.v1.RegistryService.DeleteTrafficPolicy:output_type -> gristmill.registry.v1.DeleteTrafficPolicyResponse
-	46, // 107: gristmill.registry.v1.RegistryService.ResolveModel:output_type -> gristmill.registry.v1.ResolveModelResponse
-	48, // 108: gristmill.registry.v1.RegistryService.UploadArtifact:output_type -> gristmill.registry.v1.UploadArtifactResponse
-	52, // 109: gristmill.registry.v1.RegistryService.DownloadArtifact:output_type -> gristmill.registry.v1.DownloadArtifactResponse
-	54, // 110: gristmill.registry.v1.RegistryService.Watch:output_type -> gristmill.registry.v1.WatchResponse
-	57, // 111: gristmill.registry.v1.RegistryService.GetModelHistory:output_type -> gristmill.registry.v1.GetModelHistoryResponse
-	59, // 112: gristmill.registry.v1.RegistryService.ListSources:output_type -> gristmill.registry.v1.ListSourcesResponse
-	62, // 113: gristmill.registry.v1.RegistryService.ImportModel:output_type -> gristmill.registry.v1.ImportModelResponse
-	64, // 114: gristmill.registry.v1.RegistryService.ConvertModelVersion:output_type -> gristmill.registry.v1.ConvertModelVersionResponse
-	66, // 115: gristmill.registry.v1.RegistryService.EvaluateModelVersion:output_type -> gristmill.registry.v1.EvaluateModelVersionResponse
-	68, // 116: gristmill.registry.v1.RegistryService.ProfileModelVersion:output_type -> gristmill.registry.v1.ProfileModelVersionResponse
-	70, // 117: gristmill.registry.v1.RegistryService.GetModelVersionProfile:output_type -> gristmill.registry.v1.GetModelVersionProfileResponse
-	74, // 118: gristmill.registry.v1.RegistryService.GetServerInfo:output_type -> gristmill.registry.v1.GetServerInfoResponse
-	85, // [85:119] is the sub-list for method output_type
-	51, // [51:85] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	87, // 50: gristmill.registry.v1.ModelVersionProfile.measure_time:type_name -> google.protobuf.Timestamp
+	87, // 51: gristmill.registry.v1.OperationMetadata.create_time:type_name -> google.protobuf.Timestamp
+	87, // 52: gristmill.registry.v1.OperationMetadata.end_time:type_name -> google.protobuf.Timestamp
+	1,  // 53: gristmill.registry.v1.RegistryService.CreateModel:input_type -> gristmill.registry.v1.CreateModelRequest
+	3,  // 54: gristmill.registry.v1.RegistryService.GetModel:input_type -> gristmill.registry.v1.GetModelRequest
+	5,  // 55: gristmill.registry.v1.RegistryService.BatchGetModels:input_type -> gristmill.registry.v1.BatchGetModelsRequest
+	7,  // 56: gristmill.registry.v1.RegistryService.ListModels:input_type -> gristmill.registry.v1.ListModelsRequest
+	9,  // 57: gristmill.registry.v1.RegistryService.UpdateModel:input_type -> gristmill.registry.v1.UpdateModelRequest
+	11, // 58: gristmill.registry.v1.RegistryService.ArchiveModel:input_type -> gristmill.registry.v1.ArchiveModelRequest
+	13, // 59: gristmill.registry.v1.RegistryService.DeleteModel:input_type -> gristmill.registry.v1.DeleteModelRequest
+	15, // 60: gristmill.registry.v1.RegistryService.CreateModelVersion:input_type -> gristmill.registry.v1.CreateModelVersionRequest
+	17, // 61: gristmill.registry.v1.RegistryService.FinalizeModelVersion:input_type -> gristmill.registry.v1.FinalizeModelVersionRequest
+	19, // 62: gristmill.registry.v1.RegistryService.GetModelVersion:input_type -> gristmill.registry.v1.GetModelVersionRequest
+	21, // 63: gristmill.registry.v1.RegistryService.BatchGetModelVersions:input_type -> gristmill.registry.v1.BatchGetModelVersionsRequest
+	23, // 64: gristmill.registry.v1.RegistryService.ListModelVersions:input_type -> gristmill.registry.v1.ListModelVersionsRequest
+	25, // 65: gristmill.registry.v1.RegistryService.UpdateModelVersion:input_type -> gristmill.registry.v1.UpdateModelVersionRequest
+	27, // 66: gristmill.registry.v1.RegistryService.ArchiveModelVersion:input_type -> gristmill.registry.v1.ArchiveModelVersionRequest
+	29, // 67: gristmill.registry.v1.RegistryService.DeleteModelVersion:input_type -> gristmill.registry.v1.DeleteModelVersionRequest
+	31, // 68: gristmill.registry.v1.RegistryService.SetAlias:input_type -> gristmill.registry.v1.SetAliasRequest
+	33, // 69: gristmill.registry.v1.RegistryService.GetAlias:input_type -> gristmill.registry.v1.GetAliasRequest
+	35, // 70: gristmill.registry.v1.RegistryService.ListAliases:input_type -> gristmill.registry.v1.ListAliasesRequest
+	37, // 71: gristmill.registry.v1.RegistryService.DeleteAlias:input_type -> gristmill.registry.v1.DeleteAliasRequest
+	39, // 72: gristmill.registry.v1.RegistryService.SetTrafficPolicy:input_type -> gristmill.registry.v1.SetTrafficPolicyRequest
+	41, // 73: gristmill.registry.v1.RegistryService.GetTrafficPolicy:input_type -> gristmill.registry.v1.GetTrafficPolicyRequest
+	43, // 74: gristmill.registry.v1.RegistryService.DeleteTrafficPolicy:input_type -> gristmill.registry.v1.DeleteTrafficPolicyRequest
+	45, // 75: gristmill.registry.v1.RegistryService.ResolveModel:input_type -> gristmill.registry.v1.ResolveModelRequest
+	47, // 76: gristmill.registry.v1.RegistryService.UploadArtifact:input_type -> gristmill.registry.v1.UploadArtifactRequest
+	51, // 77: gristmill.registry.v1.RegistryService.DownloadArtifact:input_type -> gristmill.registry.v1.DownloadArtifactRequest
+	53, // 78: gristmill.registry.v1.RegistryService.Watch:input_type -> gristmill.registry.v1.WatchRequest
+	56, // 79: gristmill.registry.v1.RegistryService.GetModelHistory:input_type -> gristmill.registry.v1.GetModelHistoryRequest
+	58, // 80: gristmill.registry.v1.RegistryService.ListSources:input_type -> gristmill.registry.v1.ListSourcesRequest
+	61, // 81: gristmill.registry.v1.RegistryService.ImportModel:input_type -> gristmill.registry.v1.ImportModelRequest
+	63, // 82: gristmill.registry.v1.RegistryService.ConvertModelVersion:input_type -> gristmill.registry.v1.ConvertModelVersionRequest
+	65, // 83: gristmill.registry.v1.RegistryService.EvaluateModelVersion:input_type -> gristmill.registry.v1.EvaluateModelVersionRequest
+	67, // 84: gristmill.registry.v1.RegistryService.ProfileModelVersion:input_type -> gristmill.registry.v1.ProfileModelVersionRequest
+	69, // 85: gristmill.registry.v1.RegistryService.GetModelVersionProfile:input_type -> gristmill.registry.v1.GetModelVersionProfileRequest
+	74, // 86: gristmill.registry.v1.RegistryService.GetServerInfo:input_type -> gristmill.registry.v1.GetServerInfoRequest
+	2,  // 87: gristmill.registry.v1.RegistryService.CreateModel:output_type -> gristmill.registry.v1.CreateModelResponse
+	4,  // 88: gristmill.registry.v1.RegistryService.GetModel:output_type -> gristmill.registry.v1.GetModelResponse
+	6,  // 89: gristmill.registry.v1.RegistryService.BatchGetModels:output_type -> gristmill.registry.v1.BatchGetModelsResponse
+	8,  // 90: gristmill.registry.v1.RegistryService.ListModels:output_type -> gristmill.registry.v1.ListModelsResponse
+	10, // 91: gristmill.registry.v1.RegistryService.UpdateModel:output_type -> gristmill.registry.v1.UpdateModelResponse
+	12, // 92: gristmill.registry.v1.RegistryService.ArchiveModel:output_type -> gristmill.registry.v1.ArchiveModelResponse
+	14, // 93: gristmill.registry.v1.RegistryService.DeleteModel:output_type -> gristmill.registry.v1.DeleteModelResponse
+	16, // 94: gristmill.registry.v1.RegistryService.CreateModelVersion:output_type -> gristmill.registry.v1.CreateModelVersionResponse
+	18, // 95: gristmill.registry.v1.RegistryService.FinalizeModelVersion:output_type -> gristmill.registry.v1.FinalizeModelVersionResponse
+	20, // 96: gristmill.registry.v1.RegistryService.GetModelVersion:output_type -> gristmill.registry.v1.GetModelVersionResponse
+	22, // 97: gristmill.registry.v1.RegistryService.BatchGetModelVersions:output_type -> gristmill.registry.v1.BatchGetModelVersionsResponse
+	24, // 98: gristmill.registry.v1.RegistryService.ListModelVersions:output_type -> gristmill.registry.v1.ListModelVersionsResponse
+	26, // 99: gristmill.registry.v1.RegistryService.UpdateModelVersion:output_type -> gristmill.registry.v1.UpdateModelVersionResponse
+	28, // 100: gristmill.registry.v1.RegistryService.ArchiveModelVersion:output_type -> gristmill.registry.v1.ArchiveModelVersionResponse
+	30, // 101: gristmill.registry.v1.RegistryService.DeleteModelVersion:output_type -> gristmill.registry.v1.DeleteModelVersionResponse
+	32, // 102: gristmill.registry.v1.RegistryService.SetAlias:output_type -> gristmill.registry.v1.SetAliasResponse
+	34, // 103: gristmill.registry.v1.RegistryService.GetAlias:output_type -> gristmill.registry.v1.GetAliasResponse
+	36, // 104: gristmill.registry.v1.RegistryService.ListAliases:output_type -> gristmill.registry.v1.ListAliasesResponse
+	38, // 105: gristmill.registry.v1.RegistryService.DeleteAlias:output_type -> gristmill.registry.v1.DeleteAliasResponse
+	40, // 106: gristmill.registry.v1.RegistryService.SetTrafficPolicy:output_type -> gristmill.registry.v1.SetTrafficPolicyResponse
+	42, // 107: gristmill.registry.v1.RegistryService.GetTrafficPolicy:output_type -> gristmill.registry.v1.GetTrafficPolicyResponse
+	44, // 108: gristmill.registry.v1.RegistryService.DeleteTrafficPolicy:output_type -> gristmill.registry.v1.DeleteTrafficPolicyResponse
+	46, // 109: gristmill.registry.v1.RegistryService.ResolveModel:output_type -> gristmill.registry.v1.ResolveModelResponse
+	48, // 110: gristmill.registry.v1.RegistryService.UploadArtifact:output_type -> gristmill.registry.v1.UploadArtifactResponse
+	52, // 111: gristmill.registry.v1.RegistryService.DownloadArtifact:output_type -> gristmill.registry.v1.DownloadArtifactResponse
+	54, // 112: gristmill.registry.v1.RegistryService.Watch:output_type -> gristmill.registry.v1.WatchResponse
+	57, // 113: gristmill.registry.v1.RegistryService.GetModelHistory:output_type -> gristmill.registry.v1.GetModelHistoryResponse
+	59, // 114: gristmill.registry.v1.RegistryService.ListSources:output_type -> gristmill.registry.v1.ListSourcesResponse
+	62, // 115: gristmill.registry.v1.RegistryService.ImportModel:output_type -> gristmill.registry.v1.ImportModelResponse
+	64, // 116: gristmill.registry.v1.RegistryService.ConvertModelVersion:output_type -> gristmill.registry.v1.ConvertModelVersionResponse
+	66, // 117: gristmill.registry.v1.RegistryService.EvaluateModelVersion:output_type -> gristmill.registry.v1.EvaluateModelVersionResponse
+	68, // 118: gristmill.registry.v1.RegistryService.ProfileModelVersion:output_type -> gristmill.registry.v1.ProfileModelVersionResponse
+	70, // 119: gristmill.registry.v1.RegistryService.GetModelVersionProfile:output_type -> gristmill.registry.v1.GetModelVersionProfileResponse
+	75, // 120: gristmill.registry.v1.RegistryService.GetServerInfo:output_type -> gristmill.registry.v1.GetServerInfoResponse
+	87, // [87:121] is the sub-list for method output_type
+	53, // [53:87] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_gristmill_registry_v1_registry_service_proto_init() }
@@ -5043,7 +5156,7 @@ func file_gristmill_registry_v1_registry_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gristmill_registry_v1_registry_service_proto_rawDesc), len(file_gristmill_registry_v1_registry_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   74,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

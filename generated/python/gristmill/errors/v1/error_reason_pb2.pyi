@@ -60,12 +60,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: the operator configured no such import source."""
     ERROR_REASON_MODEL_NOT_LOADED: _ErrorReason.ValueType  # 26
     """NOT_FOUND: the model is known but this process does not serve it."""
+    ERROR_REASON_TRAFFIC_POLICY_NOT_FOUND: _ErrorReason.ValueType  # 27
+    """NOT_FOUND: the model has no traffic policy."""
     ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 30
     """ALREADY_EXISTS: a resource of this name exists and differs."""
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 31
     """ABORTED: the etag given is not the present one."""
     ERROR_REASON_CONCURRENT_CHANGE: _ErrorReason.ValueType  # 32
     """ABORTED: another change to the same resource came first."""
+    ERROR_REASON_LEASE_LOST: _ErrorReason.ValueType  # 33
+    """ABORTED: the worker's lease of a job ran out, and another has it, or nobody
+    needs it any more.
+    """
     ERROR_REASON_GATE_UNMET: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION: a gate of the alias is unmet; PreconditionFailure
     names each gate with its figure.
@@ -76,6 +82,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_WRONG_TASK: _ErrorReason.ValueType  # 42
     """FAILED_PRECONDITION: the model's task is not the one of this service."""
+    ERROR_REASON_WORKER_MISSING: _ErrorReason.ValueType  # 43
+    """FAILED_PRECONDITION: the work needs a worker, or a library in the worker,
+    that this registry does not have.
+    """
     ERROR_REASON_REVISION_COMPACTED: _ErrorReason.ValueType  # 50
     """OUT_OF_RANGE: the revision asked for has been compacted; `oldest_revision`
     in the metadata is the first that can still be watched from.
@@ -175,12 +185,18 @@ ERROR_REASON_SOURCE_NOT_FOUND: ErrorReason.ValueType  # 25
 """NOT_FOUND: the operator configured no such import source."""
 ERROR_REASON_MODEL_NOT_LOADED: ErrorReason.ValueType  # 26
 """NOT_FOUND: the model is known but this process does not serve it."""
+ERROR_REASON_TRAFFIC_POLICY_NOT_FOUND: ErrorReason.ValueType  # 27
+"""NOT_FOUND: the model has no traffic policy."""
 ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 30
 """ALREADY_EXISTS: a resource of this name exists and differs."""
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 31
 """ABORTED: the etag given is not the present one."""
 ERROR_REASON_CONCURRENT_CHANGE: ErrorReason.ValueType  # 32
 """ABORTED: another change to the same resource came first."""
+ERROR_REASON_LEASE_LOST: ErrorReason.ValueType  # 33
+"""ABORTED: the worker's lease of a job ran out, and another has it, or nobody
+needs it any more.
+"""
 ERROR_REASON_GATE_UNMET: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION: a gate of the alias is unmet; PreconditionFailure
 names each gate with its figure.
@@ -191,6 +207,10 @@ Example: an alias to a version that is not READY.
 """
 ERROR_REASON_WRONG_TASK: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: the model's task is not the one of this service."""
+ERROR_REASON_WORKER_MISSING: ErrorReason.ValueType  # 43
+"""FAILED_PRECONDITION: the work needs a worker, or a library in the worker,
+that this registry does not have.
+"""
 ERROR_REASON_REVISION_COMPACTED: ErrorReason.ValueType  # 50
 """OUT_OF_RANGE: the revision asked for has been compacted; `oldest_revision`
 in the metadata is the first that can still be watched from.

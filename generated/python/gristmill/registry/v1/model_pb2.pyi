@@ -34,6 +34,10 @@ class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType],
     """Served by gristmill.classifier.v1.ClassifierService."""
     TASK_GENERATION: _Task.ValueType  # 2
     """Served by gristmill.generator.v1.GeneratorService."""
+    TASK_DATASET: _Task.ValueType  # 3
+    """Served by nobody: labelled examples that versions are evaluated on, one
+    artifact "data.jsonl" a version.
+    """
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
     """Which service serves a model."""
@@ -44,6 +48,10 @@ TASK_CLASSIFICATION: Task.ValueType  # 1
 """Served by gristmill.classifier.v1.ClassifierService."""
 TASK_GENERATION: Task.ValueType  # 2
 """Served by gristmill.generator.v1.GeneratorService."""
+TASK_DATASET: Task.ValueType  # 3
+"""Served by nobody: labelled examples that versions are evaluated on, one
+artifact "data.jsonl" a version.
+"""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
 class _VersionState:

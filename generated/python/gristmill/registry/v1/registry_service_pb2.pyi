@@ -1910,8 +1910,8 @@ class ConvertModelVersionRequest(_message.Message):
     conversion: Global___Conversion.ValueType
     """What to make. Required."""
     max_difference: _builtins.float
-    """Largest difference of any output from that of the source on real inputs.
-    Absent: 1e-3 for onnx, 0.1 for int8.
+    """Largest difference of any probability from that of the source on real
+    inputs. Absent: 1e-3 for onnx, 0.1 for int8.
     """
     request_id: _builtins.str
     """Makes a repetition of this call harmless for 24 hours: a UUID that the
@@ -2204,6 +2204,58 @@ class ProfilePoint(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProfilePoint: _TypeAlias = ProfilePoint  # noqa: Y015
+
+@_typing.final
+class OperationMetadata(_message.Message):
+    """The metadata of every operation of the registry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """The model or version that the work is on, such as
+    "models/sentiment/versions/3".
+    """
+    kind: _builtins.str
+    """What is done: "finalize", "import", "convert", "evaluate" or "profile"."""
+    progress: _builtins.float
+    """How much is done, from 0 to 1."""
+    message: _builtins.str
+    """What is being done, for people. Empty: nothing to say yet."""
+    cancel_requested: _builtins.bool
+    """Somebody asked that it be cancelled."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended. Absent: it has not."""
+
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        progress: _builtins.float = ...,
+        message: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        cancel_requested: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "kind", b"kind", "message", b"message", "progress", b"progress", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperationMetadata: _TypeAlias = OperationMetadata  # noqa: Y015
 
 @_typing.final
 class GetServerInfoRequest(_message.Message):
