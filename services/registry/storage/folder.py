@@ -92,6 +92,7 @@ class Folder:
 
     def adopt(self, path: Path, digest: str, size_bytes: int) -> None:
         """Take in a finished file: checked, made durable, and given its name."""
+        checked(digest)
         with failures("a file was taken in"), open_plain(path) as file:
             found = digest_of(file)
             if found != digest or file.tell() != size_bytes:

@@ -130,9 +130,7 @@ def joined(entries: list[Entry], size_bytes: int) -> tuple[list[tuple[Entry, int
     found: list[tuple[Entry, int, int]] = []
     at = 0
     for start, end, n in spans:
-        if end > size_bytes:
-            return [], 0
-        if start <= at < end:
+        if start <= at < end <= size_bytes:
             found.append((entries[n], at - start, end - start))
             at = end
     return found, at
