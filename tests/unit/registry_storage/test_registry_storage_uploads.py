@@ -2,8 +2,11 @@
 
 import asyncio
 import hashlib
+import os
 import random
+import threading
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.registry.storage.blobs import Blobs, Upload, open_blobs
+from services.registry.storage.receiving import Receiving
 from services.runtime.errors import Conflict, DataLoss, GristmillError, InvalidRequest
 from tests import s3
 from tests.unit.registry_storage.place import EVERY, Place, begin, begun, get, put, sha
@@ -48,8 +52,10 @@ def test_an_upload_goes_on_after_any_cut(place: Place, seed: int, cuts: int) -> 
     rng = random.Random(seed)
     data = rng.randbytes(rng.randrange(1, 400_000))
 
-    async def attempt(blobs: Blobs, until: int, known: int) -> int:
-        upload = await begin(blobs, data)
+    here = place.another(uuid4().hex)
+
+    async def attempt(until: int, known: int) -> int:
+        upload = await begin(here.open(), data)
         assert upload.durable_bytes >= known, "what was acknowledged is gone"
         at = upload.durable_bytes
         while at < until:
@@ -61,15 +67,16 @@ def test_an_upload_goes_on_after_any_cut(place: Place, seed: int, cuts: int) -> 
         if rng.random() < 0.5:
             await upload.close()
         elif place.kind == "local":
-            # The process is gone: the lock is let go, and nothing is flushed.
+            # The machine lost its power: the lock is let go, and what was not durable may be gone.
             upload._sink._file.close()
+            (part,) = here.files("uploads")
+            os.truncate(part, rng.randrange(acknowledged, part.stat().st_size + 1))
         return acknowledged
 
     async def run() -> None:
-        here = place.another(uuid4().hex)
         known = 0
         for _ in range(cuts):
-            known = await attempt(here.open(), rng.randrange(len(data)), known)
+            known = await attempt(rng.randrange(len(data)), known)
         await put(here.open(), data)
         assert await get(here.open(), data) == data
         assert here.files("uploads") == []
@@ -208,6 +215,65 @@ async def test_a_caller_who_leaves_at_any_time_harms_nobody(blobs: Blobs, at: in
     ended = await asyncio.gather(leaving, second, return_exceptions=True)
     assert ended[0] is None or isinstance(ended[0], asyncio.CancelledError)
     assert ended[1] is None
+    assert await get(blobs, DATA) == DATA
+
+
+class Slow:
+    """A step of the disk that waits until it is let go on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, name: str) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        self._real = getattr(os, name)
+        patch.setattr(os, name, self)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The step itself."""
+        self.reached.set()
+        assert self.go.wait(20)
+        return self._real(*arguments)
+
+
+@pytest.mark.parametrize("step", ["rename", "fsync"])
+async def test_a_caller_who_leaves_while_the_disk_works_harms_nobody(
+    local: Place, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    blobs = local.open()
+    first = await begun(blobs, DATA, len(DATA))
+    slow = Slow(monkeypatch, step)
+    completing = asyncio.create_task(first.complete())
+    await asyncio.to_thread(slow.reached.wait, 20)
+    completing.cancel()
+    await asyncio.sleep(0)
+    completing.cancel()
+    closing = asyncio.create_task(first.close())
+    second = asyncio.create_task(put(blobs, DATA))
+    third = asyncio.create_task(blobs.open_upload(sha(DATA), 10))  # declared too short
+    await asyncio.sleep(0.05)
+    assert not local.blob(DATA).exists()
+    slow.go.set()
+    ended = await asyncio.gather(completing, closing, second, third, return_exceptions=True)
+    assert isinstance(ended[0], asyncio.CancelledError)
+    assert ended[1] is None
+    assert ended[2] is None or isinstance(ended[2], Conflict)
+    assert isinstance(ended[3], Receiving)
+    await ended[3].close()
+    await put(blobs, DATA)
+    assert await get(blobs, DATA) == DATA
+
+
+async def test_whoever_comes_while_another_call_ends_has_nothing_left_to_send(
+    local: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = local.open()
+    first = await begun(blobs, DATA, len(DATA))
+    slow = Slow(monkeypatch, "rename")
+    completing = asyncio.create_task(first.complete())
+    await asyncio.to_thread(slow.reached.wait, 20)
+    coming = [asyncio.create_task(blobs.open_upload(sha(DATA), len(DATA))) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    slow.go.set()
+    assert await asyncio.gather(completing, *coming) == [None] * 4
+    assert local.files("uploads") == []
     assert await get(blobs, DATA) == DATA
 
 
