@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +20,8 @@ class Files:
     """The files that may be read: their paths are lexically plain, and they are regular files."""
 
     folder: Path
-    paths: tuple[str, ...]
+    paths: dict[str, None]
+    """In the order in which they are listed."""
 
     def size(self, path: str) -> int:
         """Its length in bytes."""
@@ -48,19 +49,19 @@ class Files:
 def admitted(folder: Path, paths: Sequence[str]) -> tuple[Files, list[RejectionRecord]]:
     """The files whose names are in order, and why the others are not."""
     found: list[RejectionRecord] = []
-    good: list[str] = []
+    good: dict[str, None] = {}
     if len(paths) > MAX_FILES:
         found.append(rejection("", RULE, f"there are more than {MAX_FILES} files"))
         paths = ()
     for path in paths:
         said = _fault(folder, path, good)
         if said is None:
-            good.append(path)
+            good[path] = None
         else:
             found.append(rejection(path, RULE, said))
     if len(paths) <= MAX_FILES:
         found += _strangers(folder, set(paths))
-    return Files(folder, tuple(good)), found
+    return Files(folder, good), found
 
 
 def plain(name: str) -> bool:
@@ -68,7 +69,7 @@ def plain(name: str) -> bool:
     return name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\")
 
 
-def _fault(folder: Path, path: str, before: list[str]) -> str | None:
+def _fault(folder: Path, path: str, before: Container[str]) -> str | None:
     parts = path.split("/")
     if len(path) > MAX_PATH_CHARACTERS:
         return f"has more than {MAX_PATH_CHARACTERS} characters"

@@ -1,11 +1,8 @@
 """The one way to say that a file is refused, in words for whoever sent it. Knows no format."""
 
-import re
-
 from services.registry.resources import RejectionRecord
 from services.runtime.errors import MAX_MESSAGE_BYTES, shortened
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 MAX_PATH_BYTES = 300
 
 
@@ -37,4 +34,5 @@ def quoted(text: str, most: int = 80) -> str:
 
 
 def _printable(text: str, most_bytes: int) -> str:
-    return shortened(_CONTROL.sub("\ufffd", text), most_bytes)
+    kept = text[: most_bytes + 1]
+    return shortened("".join(c if c.isprintable() else "\ufffd" for c in kept), most_bytes)

@@ -40,7 +40,7 @@ def infer(files: Files, found: Found, model: str) -> tuple[str, Draft, Manifest]
     said: Draft = {"schema": SCHEMA, "name": model, **draft}
     for name in said["files"].values():
         if "/" in name:
-            raise _needed(f"{quoted(name)} lies in a folder; put it beside {FILE_NAME}")
+            raise _needed(f"{quoted(name)} lies in a folder; add it beside {FILE_NAME} instead")
     try:
         return path, said, Manifest.model_validate(said)
     except ValidationError as error:

@@ -1,6 +1,6 @@
 """A version's manifest: read within bounds, held against the files, written if inferred."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import yaml
@@ -52,7 +52,7 @@ def _parsed(text: str) -> Manifest:
         raise InvalidRequest.field(FILE_NAME, str(error)) from error
 
 
-def against(manifest: Manifest, paths: tuple[str, ...], task: Task) -> list[RejectionRecord]:
+def against(manifest: Manifest, paths: Container[str], task: Task) -> list[RejectionRecord]:
     """What the manifest says that the version does not bear out."""
     found = [
         rejection(FILE_NAME, "file-missing", f"{role}: {name} is not an artifact")
@@ -82,7 +82,11 @@ def _unchecked(manifest: Manifest) -> list[RejectionRecord]:
 
 def text_of(said: Mapping[str, Any]) -> str:
     """The YAML of a manifest that says this, in this order."""
-    return yaml.safe_dump(dict(said), sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(dict(said), sort_keys=False, allow_unicode=True, width=100)
+    if yaml.safe_load(text) == said:
+        return text
+    # A few letters that end lines do not come back unless they are escaped, as all are then.
+    return yaml.safe_dump(dict(said), sort_keys=False, width=100)
 
 
 def signature(

@@ -49,8 +49,6 @@ class _Model:
         for part in self._wire.fields(self._wire.whole(), shapes.MODEL):
             if part.name == "graph":
                 graph = part
-            elif part.name == "opset_import":
-                self._opset(part)
             elif part.name == "metadata_props":
                 entry = self._texts(part, shapes.ENTRY)
                 header.metadata[entry.get("key", "")] = entry.get("value", "")
@@ -66,12 +64,8 @@ class _Model:
     def _texts(self, message: Field, shape: Shape) -> dict[str, str]:
         return {p.name: self._wire.text(p, 1 << 20) for p in self._wire.fields(message, shape)}
 
-    def _opset(self, message: Field) -> None:
-        for part in self._wire.fields(message, shapes.OPSET):
-            if part.name == "domain":
-                self._domain(part)
-
     def _domain(self, part: Field) -> None:
+        # Of nodes and functions; optimizers import domains of which they use nothing.
         domain = self._wire.text(part)
         if domain not in DOMAINS:
             known = ", ".join(sorted(DOMAINS - {""}))
@@ -87,8 +81,6 @@ class _Model:
         for part in self._wire.fields(message, shapes.FUNCTION):
             if part.name == "domain":
                 self._domain(part)
-            elif part.name == "opset_import":
-                self._opset(part)
             elif part.name == "node":
                 self._node(part)
             elif part.name == "attribute_proto":

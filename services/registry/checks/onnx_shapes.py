@@ -22,7 +22,6 @@ TRAINING = {
     3: many("initialization_binding"),
     4: many("update_binding"),
 }
-OPSET = {1: one("domain"), 2: one("version", VARINT)}
 ENTRY = {1: one("key"), 2: one("value")}
 FUNCTION = {
     1: one("name"),

@@ -6,6 +6,7 @@ that loops, texts, concatenations and literals pass through the budget; calls, o
 are intercepted; and what is not on the lists below is refused. Knows no file and no model.
 """
 
+import codecs
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from json import dumps
@@ -37,6 +38,8 @@ METHODS = (
     *("rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase"),
     *("title", "upper", "values", "copy"),
 )
+# Jinja decodes its texts with it; once confined, a process can import nothing more.
+codecs.lookup("unicode_escape")
 _BUILTIN = (str, bytes, int, float, list, tuple, dict, set, frozenset)
 
 
@@ -113,6 +116,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         result = super().call_binop(context, operator, left, right)
         self.budget.weigh(result)
         return result
+
+    def handle_exception(self, source: str | None = None) -> NoReturn:
+        """The error as it is: to explain it, Jinja would import and make code."""
+        raise
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Attributes that Jinja's sandbox allows; methods of Python's own types by name."""

@@ -13,7 +13,7 @@ MAX_MEMBERS, MAX_DIRECTORY_BYTES = 65_535, 32 * 2**20
 MAX_TOTAL_BYTES, MAX_RATIO = 256 * 2**30, 100
 _END = struct.Struct("<4sHHHHIIH")
 _LOCATOR, _END_64 = struct.Struct("<4sIQI"), struct.Struct("<4sQHHIIQQQQ")
-_MEMBER = struct.Struct("<4sBBHHHHIIIHHHHHII")
+_MEMBER = struct.Struct("<4sBBHHHHHIIIHHHHHII")
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _MOST_COMMENT = 65_535
 UNKNOWN_32 = 0xFFFF_FFFF
@@ -135,9 +135,9 @@ def _member(data: bytes, position: int) -> tuple[Member, int]:
     if position + _MEMBER.size > len(data):
         raise RefusedError(RULE, "its directory is not in order")
     field = _MEMBER.unpack_from(data, position)
-    sign, flags, packed, size = field[0], field[4], field[8], field[9]
-    name_bytes, extra_bytes, comment_bytes = field[10:13]
-    attributes, offset = field[15], field[16]
+    sign, flags, packed, size = field[0], field[4], field[9], field[10]
+    name_bytes, extra_bytes, comment_bytes = field[11:14]
+    attributes, offset = field[16], field[17]
     if sign != b"PK\1\2":
         raise RefusedError(RULE, "its directory is not in order")
     begin = position + _MEMBER.size
