@@ -1,7 +1,6 @@
 """The bytes of one upload on a local disk: appended, hashed as they come, made durable in runs."""
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from services.registry.storage.contents import mismatch
 from services.registry.storage.disk import COPY_BYTES, failures, sync_folder, write_all
+from services.registry.storage.hashing import Hashing
 from services.runtime import metrics
 from services.runtime.errors import Conflict
 
@@ -31,7 +31,7 @@ class PartFile:
         self._every = every_bytes
         self._finish = finish
         self._file: FileIO | None = None
-        self._hasher = hashlib.sha256()
+        self._hashing = Hashing()
         self.received_bytes = 0
         self.durable_bytes = 0
 
@@ -61,8 +61,8 @@ class PartFile:
         file = self._open_file()
         try:
             with failures("bytes were written"):
+                self._hashing.update(data)
                 write_all(file.fileno(), data)
-                self._hasher.update(data)
                 self.received_bytes += len(data)
                 due = self.received_bytes - self.durable_bytes >= self._every
                 if due:
@@ -81,7 +81,7 @@ class PartFile:
             except BaseException:
                 self._give_up()
                 raise
-            found = self._hasher.hexdigest()
+            found = self._hashing.hexdigest()
             if found != self._digest:
                 # Nothing of it can be trusted, so the next attempt begins anew.
                 self._path.unlink()
@@ -108,7 +108,7 @@ class PartFile:
 
     def _take_over(self, file: FileIO) -> None:
         while data := file.read(COPY_BYTES):
-            self._hasher.update(data)
+            self._hashing.update(data)
             self.received_bytes += len(data)
         if self.received_bytes:
             os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from services.registry.storage.bucket import Bucket, Entry
 from services.registry.storage.contents import mismatch
+from services.registry.storage.hashing import Hashing
 from services.runtime import metrics
 from services.runtime.errors import Conflict, GristmillError
 
@@ -31,7 +32,7 @@ class PartObjects:
         # Smaller bytes go straight to their final name, which takes one request and not four.
         self._every = SMALL_BYTES + 1 if size_bytes <= SMALL_BYTES else every_bytes
         self._buffer = bytearray()
-        self._hasher = hashlib.sha256()
+        self._hashing = Hashing()
         self._resumed = False
         self.received_bytes = 0
         self.durable_bytes = 0
@@ -47,8 +48,8 @@ class PartObjects:
 
     def append(self, data: bytes) -> bool:
         """Take the bytes that follow; True when this made more of them durable."""
+        self._hashing.update(data)
         self._buffer += data
-        self._hasher.update(data)
         self.received_bytes += len(data)
         if len(self._buffer) < self._every:
             return False
@@ -57,10 +58,10 @@ class PartObjects:
 
     def complete(self) -> None:
         """Check the digest and give the bytes their name."""
-        if not self._resumed and self._hasher.hexdigest() != self._digest:
+        if not self._resumed and (found := self._hashing.hexdigest()) != self._digest:
             self._buffer.clear()
             self._clear()
-            raise mismatch(self._digest, self._hasher.hexdigest())
+            raise mismatch(self._digest, found)
         if self.durable_bytes == 0:
             self._bucket.put(self._target, self._buffer)
             self._count(self.received_bytes)

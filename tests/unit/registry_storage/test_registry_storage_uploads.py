@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.registry.storage.blobs import Blobs, Upload, open_blobs
+from services.registry.storage.hashing import INLINE_BYTES
 from services.registry.storage.receiving import Receiving
 from services.runtime.errors import Conflict, DataLoss, GristmillError, InvalidRequest
 from tests import s3
@@ -35,6 +36,19 @@ async def test_bytes_come_back_as_they_went_in(blobs: Blobs, place: Place, size:
     assert await get(blobs, data) == data
     assert await blobs.open_upload(sha(data), size) is None
     assert place.files("uploads") == []
+
+
+@pytest.mark.parametrize("chunk", [1, INLINE_BYTES - 1, INLINE_BYTES, 100_000, 1 << 20])
+async def test_chunks_of_any_size_make_the_same_blob(blobs: Blobs, chunk: int) -> None:
+    """Large ones are hashed in a thread beside the next; all are, before the digest is taken."""
+    data = DATA[: 500 if chunk == 1 else None] * (1 if chunk == 1 else 6)
+    await put(blobs, data, chunk=chunk)
+    assert await get(blobs, data) == data
+    wrong = await begun(blobs, DATA, 0)
+    for at in range(0, len(DATA), INLINE_BYTES):
+        await wrong.write(at, bytes(len(DATA[at : at + INLINE_BYTES])))
+    with pytest.raises(DataLoss):
+        await wrong.complete()
 
 
 async def test_bytes_are_here_only_with_the_size_declared(blobs: Blobs) -> None:
