@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.registry.sources.choosing import MOST_BYTES
+from services.registry.sources.settings import SourceId, SourceSettings
 from services.runtime.config import ServerConfig
 
 
@@ -40,6 +42,12 @@ class RegistryConfig(ServerConfig):
     """A watcher further behind than this begins with a snapshot; the history is kept whole."""
     watch_send_timeout_s: float = Field(default=20.0, gt=0)
     """A watcher that leaves a message unread for so long is cut."""
+
+    sources: dict[SourceId, SourceSettings] = Field(default={})
+    """Where models may be imported from, by ids such as hub; each has a kind: huggingface
+    (endpoint, token_file), object_store (url, options) or folder (path)."""
+    import_max_bytes: int = Field(default=MOST_BYTES, ge=1)
+    """A larger model is not imported."""
 
     worker: Literal["embedded", "external", "headers"] = "embedded"
     """Who runs models: children of this process, worker processes elsewhere, or nobody (files are

@@ -15,6 +15,7 @@ from services.registry import operations
 from services.registry.config import RegistryConfig
 from services.registry.database import Database
 from services.registry.desk import LocalDesk
+from services.registry.importer import Importer
 from services.registry.jobs import Jobs
 from services.registry.lifecycle import Lifecycle
 from services.registry.models import Models
@@ -50,6 +51,7 @@ class Registry:
                 config.fsync_every_bytes,
                 config.artifact_options,
             )
+            self.sources = Sources(config.sources, config.import_max_bytes)
         except (ValueError, OSError) as error:
             raise CannotStart(str(error)) from error
         self.store = Store(self.database)
@@ -59,7 +61,6 @@ class Registry:
         self.lifecycle = Lifecycle(self.store, self.blobs, self.jobs, self._scratch)
         self.desk = LocalDesk(self.store, self.blobs, self.models, self.lifecycle)
         self.watch = Watch(self.store, config.watch_page)
-        self.sources = Sources({})
         self._beside: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -75,6 +76,7 @@ class Registry:
         metrics.REVISION.set(await self.store.revision())
         if self.config.worker != "external":
             self._run(self.runner().run())
+        self._run(self.importer().run())
         self._run(self._keep_house())
 
     def runner(self) -> Runner:
@@ -89,6 +91,11 @@ class Registry:
             allow_pickle=config.allow_pickle,
             scratch=self._scratch,
         )
+
+    def importer(self) -> Importer:
+        """What brings models from the sources that are configured."""
+        staging = self.config.data_dir / "imports"
+        return Importer(self.jobs, self.lifecycle, self.models, self.blobs, self.sources, staging)
 
     def service(self) -> Service:
         """What a server serves of it."""
