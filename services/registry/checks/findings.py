@@ -24,13 +24,18 @@ def rejection(path: str, rule: str, message: str) -> RejectionRecord:
     return RejectionRecord(
         path=_printable(path, MAX_PATH_BYTES),
         rule=rule,
-        message=_printable(message, MAX_MESSAGE_BYTES),
+        message=_printable(_one_line(message), MAX_MESSAGE_BYTES),
     )
 
 
 def quoted(text: str, most: int = 80) -> str:
     """What a file says, shortened, as it may stand in a message."""
     return repr(text if len(text) <= most else text[: most - 3] + "...")
+
+
+def _one_line(text: str) -> str:
+    """What libraries say over several lines; the rest would be cut off in any case."""
+    return " ".join(text[: 4 * MAX_MESSAGE_BYTES].split())
 
 
 def _printable(text: str, most_bytes: int) -> str:

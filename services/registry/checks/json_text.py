@@ -8,7 +8,7 @@ from services.registry.checks.findings import RefusedError
 
 MAX_BYTES = 64 * 2**20
 MAX_DEPTH = 100
-MAX_VALUES = 2_000_000
+MAX_VALUES, MAX_QUOTES = 2_000_000, 6_000_000
 # Always matches from a quote, so that text without a closing one is not tried again and again.
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_NESTING = bytes(set(range(256)) - set(b"[]{}"))
@@ -38,6 +38,8 @@ def outline(data: bytes, rule: str) -> bytes:
     """The text without its strings, where its size and depth are in order."""
     if len(data) > MAX_BYTES:
         raise RefusedError(rule, f"is larger than {MAX_BYTES >> 20} MiB")
+    if data.count(b'"') > MAX_QUOTES:
+        raise RefusedError(rule, f"has more than {MAX_QUOTES // 2} texts")
     bare = _STRING.sub(b"", data)
     depth = 0
     for byte in bare.translate(None, _NOT_NESTING):

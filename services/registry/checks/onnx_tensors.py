@@ -77,13 +77,13 @@ class Tensors:
             elif part.name == "data_location":
                 tensor.location = part.number
             elif part.name == "raw_data":
-                tensor.raw = part.length
+                tensor.raw = part.end - part.begin
             elif part.name == "segment":
                 raise RefusedError(RULE, "has a tensor in segments, which nobody reads")
             elif part.name == "external_data":
                 tensor.external.append(self._entry(part))
             elif part.name in TYPED:
-                tensor.typed_bytes += 10 if part.wire == VARINT else part.length + 2
+                tensor.typed_bytes += 10 if part.wire == VARINT else part.end - part.begin + 2
         return tensor
 
     def _entry(self, message: Field) -> tuple[str, str]:

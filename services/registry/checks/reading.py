@@ -49,6 +49,13 @@ class Bytes:
         self.size = size
         self._window, self._start = b"", 0
 
+    def byte(self, offset: int) -> int:
+        """The byte that is here; 255 behind the end, which no number ends with."""
+        begin = offset - self._start
+        if 0 <= begin < len(self._window):
+            return self._window[begin]
+        return (self.at(offset, 1) or b"\xff")[0]
+
     def at(self, offset: int, count: int) -> bytes:
         """Up to so many bytes from here; fewer at the end of the file."""
         begin = offset - self._start

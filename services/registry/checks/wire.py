@@ -1,14 +1,13 @@
 """Protobuf's wire format, read field by field where it lies in a file. Knows no message."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from services.registry.checks.findings import RefusedError
 from services.registry.checks.reading import Bytes
 
 RULE = "header"
-MAX_FIELDS = 4_000_000
+MAX_FIELDS = 2_000_000
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 FIXED = {FIXED64: 8, FIXED32: 4}
 
@@ -39,8 +38,7 @@ def numbers(name: str, wire: int = VARINT) -> Kind:
 Shape = Mapping[int, Kind]
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One field: where its bytes lie, or its number."""
 
     name: str
@@ -48,11 +46,6 @@ class Field:
     number: int
     begin: int
     end: int
-
-    @property
-    def length(self) -> int:
-        """How many bytes it has."""
-        return self.end - self.begin
 
 
 class Wire:
@@ -90,11 +83,12 @@ class Wire:
 
     def text(self, field: Field, most: int = 65_536) -> str:
         """A field's text."""
-        if field.length > most:
+        length = field.end - field.begin
+        if length > most:
             raise RefusedError(RULE, f"{field.name} has more than {most} bytes")
-        self._hold(field.length)
+        self._hold(length)
         try:
-            return self._data.at(field.begin, field.length).decode("utf-8")
+            return self._data.at(field.begin, length).decode("utf-8")
         except UnicodeDecodeError as error:
             raise RefusedError(RULE, f"{field.name} is not UTF-8") from error
 
@@ -112,17 +106,20 @@ class Wire:
         return found
 
     def _field(self, name: str, wire: int, position: int, end: int) -> Field:
-        if wire == VARINT:
-            number, position = self._varint(position, end)
-            return Field(name, wire, number, position, position)
-        length = FIXED.get(wire, 0)
         if wire == LENGTH:
             length, position = self._varint(position, end)
+        elif wire == VARINT:
+            number, position = self._varint(position, end)
+            return Field(name, wire, number, position, position)
+        else:
+            length = FIXED[wire]
         if length > end - position:
             raise RefusedError(RULE, f"{name} ends behind the end of what it is part of")
         return Field(name, wire, 0, position, position + length)
 
     def _varint(self, position: int, end: int) -> tuple[int, int]:
+        if position < end and (number := self._data.byte(position)) < 0x80:
+            return number, position + 1
         number = 0
         for index, byte in enumerate(self._data.at(position, min(10, end - position))):
             number |= (byte & 0x7F) << (7 * index)
