@@ -1,0 +1,68 @@
+"""A model is loaded and asked once: what it takes and gives, or what is wrong with it."""
+
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.inference.backend import TensorSpec
+from services.inference.manifest import Manifest
+from services.registry.worker import warm as module
+from services.registry.worker.warm import warm
+from services.runtime.errors import BackendFailed, FailedPrecondition, InvalidRequest
+from tests.unit.registry_worker.folders import built, declare, linear
+
+
+def warmed(folder: Path) -> Any:
+    """What the folder's model takes and gives."""
+    return warm(folder, Manifest.read(folder))
+
+
+def test_a_vector_model(tmp_path: Path) -> None:
+    found = warmed(linear(tmp_path, np.eye(3)))
+    assert found.inputs == [TensorSpec("features", "FP32", (-1, 3))]
+    assert found.outputs == [TensorSpec("logits", "FP32", (-1, 3))]
+    assert found.labels_width == 3
+
+
+def test_a_text_model() -> None:
+    found = warmed(built("sentiment"))
+    names = [spec.name for spec in found.inputs]
+    assert names == ["input_ids", "attention_mask", "token_type_ids"]
+    assert found.labels_width == 2
+
+
+def test_a_language_model_makes_tokens() -> None:
+    assert warmed(built("smollm2")).labels_width is None
+
+
+def test_labels_must_be_as_many_as_the_model_gives(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="names 3 labels, but the model gives 2"):
+        warmed(linear(tmp_path, np.ones((3, 2))))
+    assert warmed(linear(tmp_path, np.ones((3, 2)), output={})).labels_width == 2
+
+
+def test_answers_must_be_finite(tmp_path: Path) -> None:
+    with pytest.raises(BackendFailed, match="not finite"):
+        warmed(linear(tmp_path, np.full((3, 3), np.nan)))
+
+
+@pytest.mark.parametrize(
+    ("manifest", "package"),
+    [
+        ({"backend": "pytorch"}, "torch"),
+        ({"backend": "onnxruntime"}, "onnxruntime"),
+        ({"backend": None, "task": "generation", "engine": "vllm"}, "vllm"),
+        ({"backend": None, "task": "generation", "engine": "openvino-genai"}, "openvino_genai"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: dict[str, Any], package: str
+) -> None:
+    spec = ModuleSpec("there", None)
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else spec)
+    declare(tmp_path, **manifest)
+    with pytest.raises(FailedPrecondition, match=f"package {package}, which this worker"):
+        warmed(tmp_path)
