@@ -62,11 +62,14 @@ class LocalBlobs:
         end = contents.end_of(size_bytes, offset, length)
         whole = offset == 0 and end == size_bytes
         with await asyncio.to_thread(self._folder.open, digest) as file:
+            state = state_of(file.fileno())
             if check and not whole:
                 await self._verify(file, digest, size_bytes)
             hasher = hashlib.sha256() if check and whole else None
             async for position, data in _runs(file, digest, offset, end, hasher):
                 yield position, data
+            if hasher:
+                self._verified.add(digest, state)
 
     async def adopt(self, path: Path, digest: str, size_bytes: int) -> None:
         """Take in a finished file, which no one may write any more; it is gone afterwards.

@@ -80,6 +80,8 @@ class ObjectBlobs:
         async for position, data in self._runs(entry, digest, offset, end, hasher):
             for at in range(0, len(data), READ_BYTES):
                 yield position + at, bytes(data[at : at + READ_BYTES])
+        if hasher:
+            self._verified.add(digest, entry)
 
     async def adopt(self, path: Path, digest: str, size_bytes: int) -> None:
         """Take in a finished file, which no one may write any more; it is gone afterwards.
@@ -143,11 +145,10 @@ class ObjectBlobs:
 
     async def _verify(self, entry: Entry, digest: str, size_bytes: int) -> None:
         async with self._verifying.setdefault(digest, asyncio.Lock()):
-            state = entry.size_bytes, entry.etag, entry.modified
-            if not self._verified.holds(digest, state):
+            if not self._verified.holds(digest, entry):
                 async for _ in self._runs(entry, digest, 0, size_bytes, hashlib.sha256()):
                     pass
-                self._verified.add(digest, state)
+                self._verified.add(digest, entry)
 
     async def _runs(
         self, entry: Entry, digest: str, offset: int, end: int, hasher: disk.Hasher | None

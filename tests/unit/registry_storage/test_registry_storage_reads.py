@@ -85,7 +85,10 @@ async def test_one_flipped_bit_anywhere_is_data_loss_before_any_byte_of_a_range_
     assert sum([len(run) async for _, run in unchecked]) == len(LARGE)
 
 
-async def test_of_many_ranges_the_first_pays_for_the_check(blobs: Blobs) -> None:
+@pytest.mark.parametrize("whole_first", [False, True])
+async def test_of_many_ranges_the_first_pays_for_the_check(blobs: Blobs, whole_first: bool) -> None:
+    """Unless someone read it whole before: whoever resumes a download begins at once."""
+
     class Counting(Remembered):
         found = 0
 
@@ -95,6 +98,9 @@ async def test_of_many_ranges_the_first_pays_for_the_check(blobs: Blobs) -> None
 
     await put(blobs, LARGE)
     blobs._verified = Counting()
+    if whole_first:
+        assert await get(blobs, LARGE) == LARGE
+        assert blobs._verified.found == 1
     await asyncio.gather(*(get(blobs, LARGE, at, 1000) for at in range(1, 200_000, 40_000)))
     assert blobs._verified.found == 1
 

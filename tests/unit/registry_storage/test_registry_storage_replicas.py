@@ -1,5 +1,6 @@
 """Several processes over one place: none loses what another acknowledged."""
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -204,3 +205,39 @@ async def test_a_folder_that_is_gone_fails_and_says_no_path(local: Place) -> Non
     with pytest.raises(StorageFailed) as caught:
         await blobs.open_upload(sha(DATA), len(DATA))
     assert str(local.root) not in caught.value.message
+
+
+async def test_a_part_that_was_given_its_name_while_it_was_opened_is_not_written_to(
+    local: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between open and lock another process may have made a blob of the file."""
+    blobs = local.open()
+    await (await begun(blobs, DATA, 70_000)).close()
+    (part,) = local.files("uploads")
+    kept = local.root / "renamed-by-another"
+    real = fcntl.flock
+
+    def late(handle: int, flags: int) -> None:
+        if not kept.exists():
+            part.rename(kept)
+        real(handle, flags)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    upload = await begin(blobs, DATA)
+    assert upload.durable_bytes == 0
+    await upload.write(0, DATA)
+    await upload.complete()
+    assert kept.read_bytes() == DATA[:70_000]
+    assert await get(blobs, DATA) == DATA
+
+
+async def test_a_store_of_many_blobs_is_listed_whole(place: Place) -> None:
+    blobs = place.open()
+    digests = {sha(b"%d" % n) for n in range(1100)}
+    for digest in digests:
+        path = place.root / "blobs" / digest[:2] / digest
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (place.root / "blobs" / "aa").mkdir(exist_ok=True)
+    (place.root / "blobs" / "aa" / "stray").write_bytes(b"not ours")
+    assert {found.digest async for found in blobs.stored()} == digests
