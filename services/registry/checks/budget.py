@@ -1,13 +1,13 @@
 """What a template may use up: steps, sizes and time. Knows no template language."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 MAX_SIZE = 128 * 1024
 MAX_OUTPUT, MAX_DEPTH, MAX_BITS = 1 << 20, 32, 4096
 STEPS, SECONDS = 4_000_000, 2.0
-_PLAIN = (bool, float, type(None))
+_PLAIN, _TEXTS = (bool, float, type(None)), (str, bytes)
 
 
 class OverBudgetError(Exception):
@@ -67,13 +67,13 @@ class Budget:
 
 
 def _own_size(value: Any) -> int:
-    if isinstance(value, str | bytes):
+    if isinstance(value, _TEXTS):
         return len(value) + 1
     if isinstance(value, int):
         if value.bit_length() > MAX_BITS:
             raise OverBudgetError("makes a number that is too large")
         return 1 + value.bit_length() // 3
-    if isinstance(value, list | tuple | set | frozenset | Mapping):
+    if isinstance(value, Collection):
         return 1 + 2 * len(value)
     return 8 if isinstance(value, _PLAIN) else 64
 
@@ -81,4 +81,4 @@ def _own_size(value: Any) -> int:
 def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]
-    return value if isinstance(value, list | tuple | set | frozenset) else ()
+    return list(value) if isinstance(value, Collection) and not isinstance(value, _TEXTS) else ()

@@ -149,7 +149,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 first = (
                     {"context": context, "eval_context": context.eval_ctx}.get(kind.name, self),
                 )
-            result = wrapped(*first, value, *args, **kwargs)
+            result = self._listed(wrapped(*first, value, *args, **kwargs))
             self.budget.weigh(result)
             return result
 

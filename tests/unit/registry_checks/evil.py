@@ -421,6 +421,16 @@ SOURCES = {
         "{% set t = m() %}",
         "writes more",
     ),
+    "a view in a text": (
+        "{% set ns = namespace(d={}) %}{% for i in range(99) %}"
+        "{% set ns.d = dict(a=ns.d.values(), b=ns.d.items()) %}{% endfor %}",
+        "the chat template",
+    ),
+    "views written out": (
+        "{% set d = dict(a='x' * 9999) %}{% set t %}{% for i in range(9999) %}{{ d.values() }}"
+        "{% endfor %}{% endset %}",
+        "writes more",
+    ),
     "a width": ("{{ '%999999999d' % 1 }}", "width"),
     "a width given": ("{{ '%*d' % (999999999, 1) }}", "width"),
     "a format": ("{{ '{:999999999}'.format(1) }}", "format"),

@@ -93,6 +93,7 @@ def test_what_is_written_is_what_jinja_writes() -> None:
         ("{% call(x) m() %}{{ x }}{% endcall %}", None),
         ("{% macro m() %}{{ caller(1) }}{% endmacro %}{% call(x) m() %}{{ x }}{% endcall %}", "1"),
         ("{% raw %}{{ a }}{% endraw %}{# nothing #}{{ 'a' 'b' }}", "{{ a }}ab"),
+        ("{{ [1, 2, 3] | select('odd') }}{{ ['a'] | map('upper') }}", "[1, 3]['A']"),
         ("{{ ', '.join(['a', 'b']) }}{{ 'abc'[1:] }}{{ 'a,b'.split(',')[1] }}", "a, bbcb"),
     ],
 )
