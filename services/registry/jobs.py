@@ -22,6 +22,7 @@ from services.runtime.errors import (
     LEASE_LOST,
     OPERATION_NOT_FOUND,
     Conflict,
+    Draining,
     FailedPrecondition,
     NotFound,
 )
@@ -203,7 +204,7 @@ class Jobs:
         while True:
             changed = self._changed
             if self._draining:
-                return None
+                raise Draining("this registry is shutting down")
             if await self._is_due(kinds) and (found := await self._lease(worker, kinds)):
                 return found
             left = deadline - asyncio.get_running_loop().time()

@@ -56,14 +56,15 @@ class Span:
     """Of this resource only."""
 
 
-def _utc_now() -> datetime:
+def utc_now() -> datetime:
+    """The present moment."""
     return datetime.now(UTC)
 
 
 class Store:
     """The resources in one database."""
 
-    def __init__(self, database: Database, clock: Clock = _utc_now) -> None:
+    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
         self.database = database
         self._clock = clock
         self.on_change: list[Callable[[int], None]] = []

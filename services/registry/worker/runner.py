@@ -33,7 +33,7 @@ from services.registry.worker.assignment import (
 from services.registry.worker.child import DATA, MODEL, OUT
 from services.registry.worker.sandbox import ChildLost, Sandbox
 from services.runtime import logs
-from services.runtime.errors import Conflict, DataLoss, GristmillError, NotFound
+from services.runtime.errors import Conflict, DataLoss, Draining, GristmillError, NotFound
 
 KINDS: tuple[JobKind, ...] = ("finalize", "convert", "evaluate", "profile")
 LEASE_WAIT_S = 30.0
@@ -66,13 +66,15 @@ class Runner:
     kinds: Sequence[JobKind] = KINDS
 
     async def run(self) -> None:
-        """Work for ever."""
+        """Work until the registry in this process drains."""
         name = f"{os.uname().nodename}-{os.getpid()}"
         while True:
             try:
                 job = await self.desk.lease(name, self.kinds, LEASE_WAIT_S)
                 if job is not None:
                     await self.do(job)
+            except Draining:
+                return
             except GristmillError as error:
                 logs.get_logger().warning("worker pauses", error=error.message, pause_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)

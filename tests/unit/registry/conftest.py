@@ -1,58 +1,109 @@
-"""A registry in parts for each test; the schema is built once."""
+"""A registry in parts for each test, on either database; the schema is built once."""
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from services.registry.database import Database
-from tests.unit.registry.parts import MANIFEST, Parts, by, opened
+from tests.postgres import Postgres, postgres
+from tests.unit.registry.parts import MANIFEST, Parts, by, opened, weights
+
+DATABASES = ("sqlite", "postgresql")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Postgres]:
+    """A PostgreSQL server that need not survive a crash of the machine."""
+    with postgres("fsync=off", "synchronous_commit=off", "full_page_writes=off") as found:
+        yield found
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a test's registry keeps its data."""
+
+    root: Path
+    database: str
+    """A URL; empty for SQLite in the root."""
 
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with the present schema."""
+    """An empty SQLite database with the present schema."""
     path = tmp_path_factory.mktemp("registry") / "registry.db"
-
-    async def build() -> None:
-        database = Database(path)
-        await database.migrate()
-        await database.close()
-
-    asyncio.run(build())
+    asyncio.run(_migrated(Database(path)))
     return path
 
 
 @pytest.fixture(scope="session")
-def stock(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path:
-    """The folder of a model with two ready versions, one uploading, and its alias `live`."""
+def pattern(server: Postgres) -> str:
+    """The name of an empty PostgreSQL database with the present schema."""
+    url = server.database()
+    asyncio.run(_migrated(Database(url)))
+    return url.rpartition("/")[2]
+
+
+async def _migrated(database: Database) -> None:
+    await database.migrate()
+    await database.close()
+
+
+@pytest.fixture(params=DATABASES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty registry's place, for each kind of database."""
+    root = tmp_path / "registry"
+    root.mkdir()
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("template"), root / "registry.db")
+        return Place(root, "")
+    server: Postgres = request.getfixturevalue("server")
+    return Place(root, server.database(request.getfixturevalue("pattern")))
+
+
+@pytest.fixture(scope="session", params=DATABASES)
+def stock(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Place:
+    """A model with two ready versions, one uploading, and its alias `live`."""
     root = tmp_path_factory.mktemp("stock") / "registry"
+    url = ""
+    if request.param == "postgresql":
+        server: Postgres = request.getfixturevalue("server")
+        url = server.database(request.getfixturevalue("pattern"))
 
     async def build() -> None:
-        async with opened(root, template=template) as made:
+        async with opened(root, database=url) as made:
             await made.model()
-            await made.ready(weights=b"1", metrics={"accuracy": 0.9})
-            await made.ready(weights=b"2", metrics={"accuracy": 0.8})
-            await made.version({"model.yaml": MANIFEST, "model.onnx": b"1"})
+            await made.ready(seed=b"1", metrics={"accuracy": 0.9})
+            await made.ready(seed=b"2", metrics={"accuracy": 0.8})
+            await made.version({"model.yaml": MANIFEST, "model.onnx": weights(b"1")})
             live = "models/m/aliases/live"
-            await made.models.set_alias(by(), live, 1, None, "", dry=False)
+            await made.pointers.set_alias(by(), live, 1, None, "", dry=False)
 
     asyncio.run(build())
-    return root
+    return Place(root, url)
 
 
 @pytest.fixture
-async def stocked(tmp_path: Path, stock: Path) -> AsyncIterator[Parts]:
+async def stocked(
+    tmp_path: Path, stock: Place, request: pytest.FixtureRequest
+) -> AsyncIterator[Parts]:
     """A copy of the stock."""
-    shutil.copytree(stock, tmp_path / "registry")
-    async with opened(tmp_path / "registry") as found:
+    shutil.copytree(stock.root, tmp_path / "registry")
+    url = ""
+    if stock.database:
+        server: Postgres = request.getfixturevalue("server")
+        url = server.database(stock.database.rpartition("/")[2])
+    async with opened(tmp_path / "registry", database=url) as found:
         yield found
 
 
 @pytest.fixture
-async def parts(tmp_path: Path, template: Path) -> AsyncIterator[Parts]:
+async def parts(place: Place) -> AsyncIterator[Parts]:
     """An empty registry."""
-    async with opened(tmp_path / "registry", template=template) as found:
+    async with opened(place.root, database=place.database) as found:
         yield found

@@ -1,19 +1,32 @@
 """What tests of the registry share below the wire: a registry in parts, its files, its callers."""
 
+import asyncio
 import hashlib
 import shutil
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
-from services.registry.blobs import Blobs, Upload
-from services.registry.database import Database
-from services.registry.models import Models
-from services.registry.resources import ArtifactRecord, ModelRecord, Task, VersionRecord
-from services.registry.store import Author, Store
-from services.registry.watch import Watch
+from onnx import TensorProto, helper
+
+from services.registry.config import RegistryConfig
+from services.registry.registry import Registry
+from services.registry.resources import (
+    ArtifactRecord,
+    ModelRecord,
+    Task,
+    VersionRecord,
+    version_key,
+)
+from services.registry.storage.blobs import Blobs, Upload
+from services.registry.store import Author
+from services.registry.worker import child
+from services.registry.worker.runner import Runner
+from services.registry.worker.sandbox import OnProgress, Sandbox
+from tests.harness import SOON_S
 
 MANIFEST = b"""schema: gristmill.dev/model/v1
 name: sentiment
@@ -49,6 +62,18 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+@cache
+def weights(seed: bytes) -> bytes:
+    """A small ONNX model that differs with its seed, and is as long as that."""
+    held = helper.make_tensor("held", TensorProto.UINT8, [len(seed)], seed, raw=True)
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])
+    node = helper.make_node("Identity", ["x"], ["y"])
+    graph = helper.make_graph([node], "small", [value], [result], [held])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(made.SerializeToString(deterministic=True))
+
+
 def artifact(path: str, data: bytes) -> ArtifactRecord:
     """What a version declares of one file."""
     return ArtifactRecord(path=path, size_bytes=len(data), sha256=sha(data))
@@ -61,16 +86,28 @@ def by(
     return Author(identity, call, request_id, "/registry/Method", digest if request_id else "")
 
 
-@dataclass
-class Parts:
+class Direct:
+    """Does jobs in this process: what the sandbox adds has tests of its own."""
+
+    async def run(self, job: dict[str, Any], folder: Path, on_progress: OnProgress) -> Any:
+        """The result of a job."""
+        spec = job | {"folder": str(folder)}
+        return await asyncio.to_thread(child.do, spec, lambda progress, message: None)
+
+
+class Parts(Registry):
     """A registry without a wire, over one folder."""
 
-    root: Path
-    database: Database
-    store: Store
-    blobs: Blobs
-    models: Models
-    watch: Watch
+    @property
+    def root(self) -> Path:
+        """Its folder."""
+        return self.config.data_dir
+
+    def runner(self) -> Runner:
+        """A worker whose jobs run in this process."""
+        return Runner(
+            self.desk, cast(Sandbox, Direct()), model_work=False, scratch=self.root / "scratch"
+        )
 
     async def model(self, model: str = "m", task: Task = "classification") -> ModelRecord:
         """A new model."""
@@ -93,36 +130,54 @@ class Parts:
         for one in data:
             await put(self.blobs, one)
 
+    async def finalize(self, name: str, author: Author | None = None) -> VersionRecord:
+        """Finalize a version and wait for the end of its check."""
+        found = await self.lifecycle.finalize(author or by(), name)
+        if isinstance(found, VersionRecord):
+            return found
+        ended = await self.jobs.wait(found.name, SOON_S)
+        assert ended.state == "done", ended
+        assert ended.failure is None, ended.failure
+        return await self.store.version(*version_key(name))
+
     async def ready(
-        self, model: str = "m", weights: bytes = b"w", metrics: dict[str, float] | None = None
+        self, model: str = "m", seed: bytes = b"w", metrics: dict[str, float] | None = None
     ) -> VersionRecord:
         """A version that may be served."""
-        files = {"model.yaml": MANIFEST, "model.onnx": weights}
+        files = {"model.yaml": MANIFEST, "model.onnx": weights(seed)}
         version = await self.version(files, model, metrics)
         await self.put(*files.values())
-        found = await self.models.finalize_version(by(), version.name)
+        found = await self.finalize(version.name)
         assert found.state == "ready", found.rejections
         return found
 
 
 @asynccontextmanager
 async def opened(
-    root: Path, *, fsync_every_bytes: int = 1 << 20, page: int = 500, template: Path | None = None
+    root: Path,
+    *,
+    fsync_every_bytes: int = 1 << 20,
+    page: int = 500,
+    template: Path | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Parts]:
     """A registry over `root`, as its process puts it together; again over the same is a restart."""
     root.mkdir(parents=True, exist_ok=True)
-    file = root / "registry.db"
-    if template is not None and not file.exists():
-        shutil.copy(template, file)
-    database = Database(file)
-    if template is None:
-        await database.migrate()
-    store = Store(database, Ticking())
-    blobs = Blobs(root / "artifacts", fsync_every_bytes)
+    if template is not None and not (root / "registry.db").exists():
+        shutil.copy(template, root / "registry.db")
+    config = RegistryConfig(
+        data_dir=root,
+        worker="headers",
+        fsync_every_bytes=fsync_every_bytes,
+        watch_page=page,
+        **settings,
+    )
+    parts = Parts(config, Ticking())
+    await parts.open()
     try:
-        yield Parts(root, database, store, blobs, Models(store, blobs), Watch(store, page))
+        yield parts
     finally:
-        await database.close()
+        await parts.close()
 
 
 async def begin(blobs: Blobs, data: bytes, size: int | None = None) -> Upload:

@@ -9,12 +9,23 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from services.registry.blobs import Blobs
 from services.registry.database import Database, _upgrade
-from services.runtime.errors import FailedPrecondition
-from tests.unit.registry.parts import MANIFEST, Parts, begin, below, by, get, opened, put, sha
+from services.registry.storage.local import LocalBlobs as Blobs
+from services.runtime.errors import FailedPrecondition, StorageFailed
+from tests.unit.registry.parts import (
+    MANIFEST,
+    Parts,
+    begin,
+    below,
+    get,
+    opened,
+    put,
+    sha,
+    weights,
+)
 
 DATA = bytes(range(256)) * 1000
+MODEL = weights(DATA)
 EVERY = 100_000
 STEPS = ("fsync", "rename", "mkdir", "unlink")
 
@@ -115,15 +126,16 @@ async def test_each_step_failing_in_turn_leaves_the_old_state_or_the_new(
             try:
                 await _sent(blobs, acknowledged)
                 whole = True
-            except OSError as error:
-                assert error.errno == errno.EIO
+            except StorageFailed as error:
+                assert isinstance(error.__cause__, OSError)
+                assert error.__cause__.errno == errno.EIO
                 whole = False
                 failed += 1
         if whole:
             assert len(disk.steps) < nth
             break
         restarted = Blobs(root / "artifacts", EVERY)
-        if restarted.has(sha(DATA), len(DATA)):
+        if await restarted.has(sha(DATA), len(DATA)):
             assert await get(restarted, DATA) == DATA
         else:
             again = await begin(restarted, DATA)
@@ -157,7 +169,7 @@ async def test_bytes_whose_fsync_failed_are_sent_again(
     with monkeypatch.context() as patch:
         disk = Disk(patch, tmp_path)
         disk.fails_at = 1
-        with pytest.raises(OSError, match="injected"):
+        with pytest.raises(StorageFailed):
             await upload.write(EVERY, DATA[EVERY : 2 * EVERY])
     await upload.close()
     again = await begin(blobs, DATA)
@@ -190,14 +202,14 @@ async def test_a_version_is_ready_only_once_its_bytes_have_their_name(
 ) -> None:
     """A row never points at a missing blob: the rename comes before the commit, or fails it."""
     await parts.model()
-    version = await parts.version({"model.yaml": MANIFEST, "model.onnx": DATA})
+    version = await parts.version({"model.yaml": MANIFEST, "model.onnx": MODEL})
     await parts.put(MANIFEST)
     with monkeypatch.context() as patch:
         disk = Disk(patch, parts.root)
         disk.fails_at = 4  # uploads, part, part again, blobs folder: before the rename
-        with pytest.raises(OSError, match="injected"):
-            await put(parts.blobs, DATA)
+        with pytest.raises(StorageFailed):
+            await put(parts.blobs, MODEL)
         assert "rename" not in [name for name, _, _ in disk.steps[:-1]]
     with pytest.raises(FailedPrecondition, match=r"not uploaded yet: model\.onnx"):
-        await parts.models.finalize_version(by(), version.name)
+        await parts.finalize(version.name)
     assert (await parts.store.version("m", 1)).state == "uploading"

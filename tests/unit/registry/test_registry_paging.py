@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.registry import paging
+from services.registry.listing import asked
 from services.runtime.errors import InvalidRequest
 from tests.unit.registry.parts import Parts, artifact, by
 
@@ -71,9 +72,9 @@ async def _models(parts: Parts, size: int, disturb: object = None) -> list[str]:
     found: list[str] = []
     token = ""
     while True:
-        records = await parts.store.models(paging.after(token), size + 1)
-        page, token = paging.cut(records, size, lambda record: record.id)
-        found += [record.id for record in page]
+        page = await parts.store.models(asked("models", size, token, "", ""))
+        token = page.next_page_token
+        found += [record.id for record in page.entries]
         if callable(disturb):
             await disturb()
         if not token:
@@ -107,11 +108,12 @@ async def test_what_is_there_throughout_is_shown_once_while_others_come_and_go(
 async def test_a_token_goes_on_after_the_entry_it_names_is_gone(parts: Parts) -> None:
     for name in "abcd":
         await parts.model(name)
-    page, token = paging.cut(await parts.store.models("", 3), 2, lambda record: record.id)
-    assert [record.id for record in page] == ["a", "b"]
+    page = await parts.store.models(asked("models", 2, "", "", ""))
+    assert [record.id for record in page.entries] == ["a", "b"]
     await parts.models.delete_model(by(), "models/b", "", force=False, dry=False)
-    rest = await parts.store.models(paging.after(token), 10)
-    assert [record.id for record in rest] == ["c", "d"]
+    rest = await parts.store.models(asked("models", 10, page.next_page_token, "", ""))
+    assert [record.id for record in rest.entries] == ["c", "d"]
+    assert rest.next_page_token == ""
 
 
 async def test_versions_come_newest_first_and_new_ones_do_not_shift_the_pages(
@@ -128,9 +130,9 @@ async def test_versions_come_newest_first_and_new_ones_do_not_shift_the_pages(
     found: list[int] = []
     token = ""
     while True:
-        records = await parts.store.versions("m", paging.before(token), 3)
-        page, token = paging.cut(records, 2, lambda record: str(record.version))
-        found += [record.version for record in page]
+        page = await parts.store.versions("m", asked("versions", 2, token, "", ""))
+        token = page.next_page_token
+        found += [record.version for record in page.entries]
         await another()
         if not token:
             break

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from services.registry.listing import Listing
 from services.registry.resources import ChangeRecord, ModelRecord, VersionRecord
 from services.registry.store import Author
 from services.runtime.errors import (
@@ -57,11 +58,11 @@ ATTEMPTS: dict[str, Attempt] = {
     "delete_version": lambda p, a, dry: p.models.delete_version(
         a, "models/m/versions/2", "", dry=dry
     ),
-    "move_alias": lambda p, a, dry: p.models.set_alias(a, LIVE, 2, None, "", dry=dry),
-    "create_alias": lambda p, a, dry: p.models.set_alias(
+    "move_alias": lambda p, a, dry: p.pointers.set_alias(a, LIVE, 2, None, "", dry=dry),
+    "create_alias": lambda p, a, dry: p.pointers.set_alias(
         a, "models/m/aliases/next", 2, None, "", dry=dry
     ),
-    "delete_alias": lambda p, a, dry: p.models.delete_alias(a, LIVE, "", dry=dry),
+    "delete_alias": lambda p, a, dry: p.pointers.delete_alias(a, LIVE, "", dry=dry),
 }
 EXPECTED: dict[str, list[tuple[str, str]]] = {
     "create_model": [("created", "models/new")],
@@ -182,8 +183,8 @@ ETAGGED: dict[str, tuple[str, Callable[[Parts, str], Awaitable[Any]]]] = {
         "models/m/versions/3",
         lambda p, e: p.models.delete_version(by(), "models/m/versions/3", e, dry=False),
     ),
-    "set_alias": (LIVE, lambda p, e: p.models.set_alias(by(), LIVE, 2, None, e, dry=False)),
-    "delete_alias": (LIVE, lambda p, e: p.models.delete_alias(by(), LIVE, e, dry=False)),
+    "set_alias": (LIVE, lambda p, e: p.pointers.set_alias(by(), LIVE, 2, None, e, dry=False)),
+    "delete_alias": (LIVE, lambda p, e: p.pointers.delete_alias(by(), LIVE, e, dry=False)),
 }
 
 
@@ -198,9 +199,9 @@ async def test_a_change_from_an_old_reading_is_refused(stocked: Parts, name: str
     target, attempt = ETAGGED[name]
     old = await etag_of(stocked, target)
     if target == LIVE:
-        await stocked.models.set_alias(by(), LIVE, 1, (), "", dry=False)
-        await stocked.models.set_alias(by(), LIVE, 2, (), "", dry=False)
-        await stocked.models.set_alias(by(), LIVE, 1, (), "", dry=False)
+        await stocked.pointers.set_alias(by(), LIVE, 1, (), "", dry=False)
+        await stocked.pointers.set_alias(by(), LIVE, 2, (), "", dry=False)
+        await stocked.pointers.set_alias(by(), LIVE, 1, (), "", dry=False)
     elif "/versions/" in target:
         await stocked.models.update_version(by(), target, "", {"description": "y"}, dry=False)
     else:
@@ -218,7 +219,7 @@ async def test_a_change_from_an_old_reading_is_refused(stocked: Parts, name: str
 async def test_of_two_who_move_an_alias_from_the_same_reading_one_is_told(stocked: Parts) -> None:
     etag = await etag_of(stocked, LIVE)
     ends = await asyncio.gather(
-        *(stocked.models.set_alias(by(), LIVE, 2, None, etag, dry=False) for _ in range(5)),
+        *(stocked.pointers.set_alias(by(), LIVE, 2, None, etag, dry=False) for _ in range(5)),
         return_exceptions=True,
     )
     assert sum(isinstance(end, Conflict) for end in ends) == 4
@@ -238,7 +239,7 @@ async def test_a_failure_in_the_middle_of_a_write_leaves_nothing_of_it(stocked: 
     before = await everything(stocked)
     told: list[int] = []
     stocked.store.on_change.append(told.append)
-    now = stocked.store.write(by()).now
+    now = stocked.store.now()
 
     class Broken(Exception):
         pass
@@ -330,7 +331,7 @@ async def test_what_is_missing_is_named(parts: Parts) -> None:
         (parts.store.version("x", 1), "MODEL_NOT_FOUND", ("model", "models/x")),
         (parts.store.version("m", 1), "VERSION_NOT_FOUND", ("version", V1)),
         (parts.store.alias("m", "live"), "ALIAS_NOT_FOUND", ("alias", LIVE)),
-        (parts.store.versions("x", 9, 9), "MODEL_NOT_FOUND", ("model", "models/x")),
+        (parts.store.versions("x", Listing(9)), "MODEL_NOT_FOUND", ("model", "models/x")),
         (parts.store.aliases("x", "", 9), "MODEL_NOT_FOUND", ("model", "models/x")),
     ):
         with pytest.raises(NotFound) as caught:

@@ -279,7 +279,7 @@ async def test_a_model_that_comes_back_with_another_task_is_told_to_the_right_wa
 async def test_a_snapshot_begins_with_models_and_ends_with_one_bookmark(parts: Parts) -> None:
     await parts.model("b")
     await parts.ready("b")
-    await parts.models.set_alias(by(), "models/b/aliases/live", 1, None, "", dry=False)
+    await parts.pointers.set_alias(by(), "models/b/aliases/live", 1, None, "", dry=False)
     await parts.model("a")
     revision = await parts.store.revision()
     events = await _first(parts, None, 5)
@@ -355,7 +355,7 @@ async def test_a_change_made_while_a_watcher_reads_does_not_wait_for_the_silence
     parts: Parts,
 ) -> None:
     store = Disturbed(parts.database)
-    models = Models(store, parts.blobs)
+    models = Models(store)
 
     async def another() -> None:
         await models.create_model(by(), "b", "generation", "", {}, dry=False)

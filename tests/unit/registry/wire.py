@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import grpc
-from google.longrunning import operations_pb2
+from google.protobuf import duration_pb2, message_factory
 from gristmill.registry.v1 import alias_pb2, artifact_pb2, model_pb2
 from gristmill.registry.v1 import registry_service_pb2 as pb
 from gristmill.registry.v1 import registry_service_pb2_grpc as rpc
 
 from services.registry import operations
-from services.registry.servicer import RegistryServicer
-from services.runtime.server import Service
 from tests.harness import SOON_S, Served, collect, serve, soon
-from tests.unit.registry.parts import MANIFEST, Parts, opened, sha
+from tests.unit.registry.parts import MANIFEST, Parts, opened, sha, weights
 
 ROOT = Path(__file__).parents[3]
 CHUNK = 256 * 1024
@@ -128,14 +126,15 @@ class Wire:
         answer = await soon(
             self.stub.FinalizeModelVersion(pb.FinalizeModelVersionRequest(name=version))
         )
-        assert answer.operation.done
+        ended = await soon(self.wait(answer.operation.name))
+        assert ended.done, ended
         found = model_pb2.ModelVersion()
-        assert answer.operation.response.Unpack(found)
+        assert ended.response.Unpack(found), ended.error
         return found
 
-    async def ready(self, weights: bytes = b"w", model: str = "m", **fields: Any) -> Any:
+    async def ready(self, seed: bytes = b"w", model: str = "m", **fields: Any) -> Any:
         """A version that may be served."""
-        files = {"model.yaml": MANIFEST, "model.onnx": weights}
+        files = {"model.yaml": MANIFEST, "model.onnx": weights(seed)}
         version = await self.version(files, model, **fields)
         for path, data in files.items():
             await self.upload(version.name, path, data)
@@ -165,14 +164,26 @@ class Wire:
             found += response.chunk.data
         return found
 
+    async def operations(self, method: str, **fields: Any) -> Any:
+        """A call of google.longrunning.Operations."""
+        described = operations.SERVICE.methods_by_name[method]
+        request = message_factory.GetMessageClass(described.input_type)
+        answer = message_factory.GetMessageClass(described.output_type)
+        call = self.channel.unary_unary(
+            f"/google.longrunning.Operations/{method}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        return await call(request(**fields))
+
     async def operation(self, name: str) -> Any:
         """What google.longrunning.Operations says of an operation."""
-        get = self.channel.unary_unary(
-            "/google.longrunning.Operations/GetOperation",
-            request_serializer=operations_pb2.GetOperationRequest.SerializeToString,
-            response_deserializer=operations_pb2.Operation.FromString,
-        )
-        return await get(operations_pb2.GetOperationRequest(name=name))
+        return await self.operations("GetOperation", name=name)
+
+    async def wait(self, name: str, seconds: int = 15) -> Any:
+        """An operation when it has ended."""
+        timeout = duration_pb2.Duration(seconds=seconds)
+        return await self.operations("WaitOperation", name=name, timeout=timeout)
 
     async def revision(self) -> int:
         """The newest revision."""
@@ -189,20 +200,11 @@ class Here(Wire):
 
 @asynccontextmanager
 async def registry(
-    root: Path, transport: str, *, fsync_every_bytes: int = 1 << 20
+    root: Path, transport: str, *, fsync_every_bytes: int = 1 << 20, **settings: Any
 ) -> AsyncIterator[Here]:
     """A registry in this process, put together as its own entry does."""
-    async with opened(root, fsync_every_bytes=fsync_every_bytes) as parts:
-        servicer = RegistryServicer(  # type: ignore[abstract]  # the base answers what is not built
-            parts.models, parts.store, parts.blobs, parts.watch
-        )
-        service = Service(
-            "registry",
-            servicers=[(rpc.add_RegistryServiceServicer_to_server, servicer)],
-            handlers={operations.SERVICE.full_name: operations.handlers(parts.store)},
-            on_drain=[parts.watch.drain, servicer.draining.set],
-        )
-        async with serve(service, transport) as served:
+    async with opened(root, fsync_every_bytes=fsync_every_bytes, **settings) as parts:
+        async with serve(parts.service(), transport) as served:
             yield Here(served.channel, parts, served)
 
 
