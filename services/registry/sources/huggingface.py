@@ -33,7 +33,7 @@ from services.runtime.errors import FailedPrecondition, InvalidRequest, Upstream
 
 # Some mirrors' front ends serve no more than 50 GB in one response.
 RANGE_BYTES = 8 << 30
-READ_BYTES = 1 << 20
+WRITE_BYTES = 1 << 20
 TIMEOUT_S = 30.0
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}")
@@ -109,14 +109,28 @@ async def _read(
     while size is None or part.size < size:
         before = part.size
         async with _response(session, url, headers, part, size) as response:
-            async for data in response.aiter_bytes(READ_BYTES):
-                if size is not None and part.size + len(data) > size:
-                    source.changed(file)
-                await part.write(data)
+            await _take(response, file, part)
         if size is None:
             return
         if part.size == before:
             raise UpstreamUnavailable(f"the hub sent nothing of {file.path}")
+
+
+async def _take(response: httpx2.Response, file: SourceFile, part: Part) -> None:
+    """Write what comes, and also what came before the connection was cut."""
+    taken = bytearray()
+    try:
+        async for data in response.aiter_bytes():
+            if file.size_bytes is not None and part.size + len(taken) + len(data) > file.size_bytes:
+                source.changed(file)
+            taken += data
+            if len(taken) >= WRITE_BYTES:
+                # Cancelled, it is written all the same.
+                data, taken = bytes(taken), bytearray()
+                await part.write(data)
+    finally:
+        if taken:
+            await part.write(bytes(taken))
 
 
 @asynccontextmanager

@@ -2,10 +2,10 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, MutableSequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from services.registry.sources import source
@@ -64,16 +64,19 @@ class ObjectSource:
             found.extend(_file(entry, path) for entry in page if entry.key != path)
             if len(found) > source.MOST_LISTED:
                 source.too_many()
-        # Some tools mark a folder by an empty object of its name.
-        folders = {file.path.rpartition("/")[0] for file in found}
-        kept = (file for file in found if file.size_bytes or file.path not in folders)
-        return tuple(sorted(kept, key=lambda file: file.path))
+        return tuple(sorted(without_markers(found), key=lambda file: file.path))
 
     def _get(self, key: str, start: int, end: int, file: SourceFile) -> memoryview:
         try:
             return self._bucket.get(key, start, end, file.tag or None)
         except (Conflict, FileNotFoundError):
             source.changed(file)
+
+
+def without_markers(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """Some tools mark a folder by an empty object of its name."""
+    folders = {parent for file in files for parent in map(str, PurePosixPath(file.path).parents)}
+    return [file for file in files if file.size_bytes or file.path not in folders]
 
 
 def _file(entry: Entry, path: str) -> SourceFile:

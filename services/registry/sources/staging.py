@@ -50,7 +50,7 @@ class Staged:
     def open(self) -> Listing | None:
         """Make the folder; the listing, where an earlier attempt left it."""
         with failures(DOING):
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _noted(self._folder / "listing", Listing)
 
     def keep(self, listing: Listing) -> None:
@@ -92,7 +92,7 @@ class Staged:
 
     def remove(self) -> None:
         """Drop all of it."""
-        with suppress(FileNotFoundError), failures(DOING):
+        with failures(DOING), suppress(FileNotFoundError):
             shutil.rmtree(self._folder)
 
 
