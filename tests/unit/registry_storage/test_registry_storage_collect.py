@@ -94,7 +94,9 @@ async def test_a_corrupt_blob_that_was_set_aside_stays_for_good(blobs: Blobs, pl
 async def test_the_database_is_asked_about_a_hundred_at_a_time(local: Place) -> None:
     blobs, registry = local.open(), Registry()
     for n in range(250):
-        await put(blobs, b"%d" % n)
+        path = local.blob(b"%d" % n)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"%d" % n)
     found = await collector(blobs, registry).collect()
     assert found.blobs == 250
     assert registry.asked == [collect.BATCH, collect.BATCH, 50]
