@@ -17,7 +17,7 @@ import transformers
 from numpy.typing import NDArray
 
 from services.inference.backend import TensorSpec
-from services.runtime.errors import InvalidRequest
+from services.runtime.errors import FailedPrecondition, InvalidRequest
 
 MAX_BATCH = 4096
 # Protobuf ends at 2 GiB; from here on the weights lie in a file beside the graph.
@@ -79,25 +79,32 @@ class Transformer:
         torch.set_num_threads(self.threads)
 
     def export(self, path: Path, example: Mapping[str, NDArray[Any]], max_tokens: int) -> None:
-        """Write it as ONNX with any batch and any length up to `max_tokens`."""
+        """Write it as ONNX with any batch and any length up to `max_tokens`.
+
+        Raises FailedPrecondition where the exporter cannot, as for more tokens than positions.
+        """
         batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
         sequence = torch.export.Dim("sequence", min=1, max=max_tokens)
         names = [spec.name for spec in self.inputs]
         size = sum(p.numel() * p.element_size() for p in self._module.parameters())
-        with warnings.catch_warnings():
-            # The exporter warns of its own parts.
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                self._module,
-                self._tensors(example),
-                str(path),
-                input_names=names,
-                output_names=["logits"],
-                dynamic_shapes={name: {0: batch, 1: sequence} for name in names},
-                dynamo=True,
-                external_data=size > EXTERNAL_BYTES,
-                verbose=False,
-            )
+        try:
+            with warnings.catch_warnings():
+                # The exporter warns of its own parts.
+                warnings.simplefilter("ignore")
+                torch.onnx.export(
+                    self._module,
+                    self._tensors(example),
+                    str(path),
+                    input_names=names,
+                    output_names=["logits"],
+                    dynamic_shapes={name: {0: batch, 1: sequence} for name in names},
+                    dynamo=True,
+                    external_data=size > EXTERNAL_BYTES,
+                    verbose=False,
+                )
+        except torch.onnx.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            raise FailedPrecondition(f"the model cannot be exported: {cause}") from error
 
     def _tensors(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[Any, ...]:
         arrays = (np.ascontiguousarray(inputs[spec.name]) for spec in self.inputs)

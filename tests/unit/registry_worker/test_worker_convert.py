@@ -9,7 +9,7 @@ import pytest
 from services.inference.backends.onnx import OnnxBackend
 from services.inference.items import Encoded
 from services.inference.manifest import Manifest
-from services.registry.worker import compare
+from services.registry.worker import compare, quantize
 from services.registry.worker.convert import MODEL, convert
 from services.runtime.errors import BackendFailed, FailedPrecondition, InvalidRequest
 from tests.unit.registry_worker.folders import Heard, built, linear
@@ -92,3 +92,12 @@ def test_the_built_vector_model_converts(tmp_path: Path) -> None:
     instance = OnnxBackend(built("iris") / MODEL).instance()
     rounding = compare.neighbour_difference(instance, items, {}, multi_label=False)
     assert rounding < 1e-6, "float32 does not know its neighbours"
+
+
+def test_weights_beyond_what_a_file_holds_lie_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "EXTERNAL_BYTES", 0)
+    wide = np.random.default_rng(4).normal(size=(2048, 3))
+    found = made(tmp_path, linear(tmp_path / "m", wide), 1.0)
+    assert found.files == ["model.onnx", "model.onnx.data", "model.yaml"]
