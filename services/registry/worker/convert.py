@@ -20,7 +20,7 @@ from services.inference.items import pad
 from services.inference.manifest import FILE_NAME, Manifest
 from services.registry.worker import compare, quantize, samples
 from services.registry.worker.pace import Paced, Progress
-from services.registry.worker.warm import need
+from services.registry.worker.warm import longest, need
 from services.runtime.errors import FailedPrecondition, InvalidRequest
 
 Kind = Literal["onnx", "onnx-int8-dynamic"]
@@ -117,6 +117,7 @@ def _export(
     source = _Source(folder, manifest, model, model.inputs)
     model.choose_threads(pad(source.items[-compare.GROUP :], source.fill))
     paced(0.1, "exporting")
+    longest(model, pad(source.items[:1], source.fill), manifest)
     most = manifest.input.max_tokens if manifest.input else 1
     model.export(out / MODEL, pad(source.items[:2], source.fill), most)
     paced(0.4, "measuring agreement")

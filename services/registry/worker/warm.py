@@ -15,7 +15,7 @@ from services.inference.manifest import Manifest
 from services.runtime.errors import FailedPrecondition, InvalidRequest
 
 if TYPE_CHECKING:
-    from services.inference.backend import TensorSpec
+    from services.inference.backend import Instance, TensorSpec
 
 # Enough for a few tokens, whatever the model: the serving engine's own cache is many times that.
 KV_BLOCKS = 8
@@ -67,6 +67,7 @@ def _onnxruntime(folder: Path, manifest: Manifest) -> SignatureParts:
         backend = loaded.backend
         batch = loading.warm_up_inputs(manifest, backend.inputs, loaded.preprocessor)
         width = _width(loaded.instances[0].run(batch), manifest)
+        longest(loaded.instances[0], batch, manifest)
         return SignatureParts(list(backend.inputs), list(backend.outputs), width)
     finally:
         loaded.backend.close()
@@ -82,8 +83,28 @@ def _pytorch(folder: Path, manifest: Manifest) -> SignatureParts:
 
     model = Transformer(folder)
     preprocessor = preprocessing.build(manifest, folder, model.inputs)
-    outputs = model.run(warm_up_inputs(manifest, model.inputs, preprocessor))
-    return SignatureParts(list(model.inputs), list(model.outputs), _width(outputs, manifest))
+    batch = warm_up_inputs(manifest, model.inputs, preprocessor)
+    width = _width(model.run(batch), manifest)
+    longest(model, batch, manifest)
+    return SignatureParts(list(model.inputs), list(model.outputs), width)
+
+
+def longest(instance: Instance, batch: Mapping[str, Any], manifest: Manifest) -> None:
+    """Run the one item of a batch at the length of `max_tokens`, as a caller may send it.
+
+    Raises InvalidRequest where the model cannot: it has fewer positions than the manifest says.
+    """
+    import numpy as np
+
+    if manifest.input is None or manifest.input.kind == "float_features":
+        return
+    most = manifest.input.max_tokens
+    stretched = {name: np.resize(rows[0], (1, most)) for name, rows in batch.items()}
+    try:
+        instance.run(stretched)
+    except Exception as error:
+        said = f"the model does not run on {most} tokens: {error}"
+        raise InvalidRequest.field("model.yaml: input.max_tokens", said) from error
 
 
 def _width(outputs: Mapping[str, Any], manifest: Manifest) -> int:

@@ -34,6 +34,15 @@ def test_a_text_model() -> None:
     assert found.labels_width == 2
 
 
+def test_more_tokens_than_the_model_has_positions(tmp_path: Path) -> None:
+    for name in ("model.onnx", "tokenizer.json"):
+        (tmp_path / name).symlink_to(built("sentiment") / name)
+    files = {"model": "model.onnx", "tokenizer": "tokenizer.json"}
+    declare(tmp_path, files=files, input={"kind": "text", "max_tokens": 513}, output={})
+    with pytest.raises(InvalidRequest, match=r"max_tokens: the model does not run on 513 tokens"):
+        warmed(tmp_path)
+
+
 def test_a_language_model_makes_tokens() -> None:
     assert warmed(built("smollm2")).labels_width is None
 
