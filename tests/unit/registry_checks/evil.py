@@ -163,6 +163,7 @@ SAFETENSORS = {
     "zero after an overflow": tensors(shaped([1 << 62, 4, 0], [0, 0]), "too large", b""),
     "many dimensions": tensors(shaped([1] * 33, [0, 4]), "non-negative", bytes(4)),
     "a size that is none": tensors(shaped([3], [0, 8]), "takes 12 bytes, it has 8"),
+    "more data than its shape takes": tensors(shaped([1], [0, 8]), "takes 4 bytes, it has 8"),
     "backwards": tensors(shaped([2], [8, 0]), "begin, end"),
     "behind the end": tensors(shaped([4], [0, 16]), "the file has 8"),
     "an overlap": tensors({"a": F32, "b": {**F32, "data_offsets": [4, 12]}}, "overlaps", bytes(12)),
@@ -263,6 +264,7 @@ ONNX = {
     "the process's memory": external(outside("*/_ORT_MEM_ADDR_/*", offset="1234", length="48")),
     "the model itself": external(outside("model.onnx")),
     "what is not listed": external(outside("weights.data"), "artifact in the model's own folder"),
+    "a folder below": external(outside("sub/w.data"), "plain name", "sub/w.data"),
     "another folder's": external(outside("w.data"), "plain name", "sub/w.data"),
     "behind the end": external(outside("w.data", offset="32"), "which has 64", "w.data"),
     "a negative offset": external(outside("w.data", offset="-1"), "no offset", "w.data"),
@@ -288,6 +290,7 @@ ONNX = {
 }
 CONTENTS = {
     **{f"protocol {n}": content("weights.dat", data) for n, data in PICKLES.items()},
+    "a pickle that breaks off": content("weights.dat", PICKLES[2][:-1] + bytes(64)),
     "a pickle named safetensors": content("a.safetensors", PICKLES[4]),
     "a pickle named GGUF": content("a.gguf", PICKLES[2]),
     "a pickle named ONNX": content("model.onnx", PICKLES[3]),
@@ -371,6 +374,11 @@ SOURCES = {
     "a range of 2^70": ("{{ range(2**70) | length }}", "too large"),
     "nested loops": (
         "{% for i in range(9999) %}{% for j in range(9999) %}{% for k in range(9999) %}"
+        "{% endfor %}{% endfor %}{% endfor %}",
+        "takes too",
+    ),
+    "nested loops over lists": (
+        "{% set a = range(1999) | list %}{% for i in a %}{% for j in a %}{% for k in a %}"
         "{% endfor %}{% endfor %}{% endfor %}",
         "takes too",
     ),

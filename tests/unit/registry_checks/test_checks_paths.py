@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from services.registry.checks import Policy, Report, check
+from services.registry.checks.files import admitted
 from tests.unit.registry_checks.corpus import MANIFEST, onnx_file, write
 
 GOOD = {"model.yaml": MANIFEST, "model.onnx": onnx_file()}
@@ -79,3 +80,12 @@ def test_every_reason_is_given_at_once(tmp_path: Path) -> None:
     found = report(tmp_path, "weights.pt", "config.json", "a.gguf")
     assert [r.rule for r in found.rejections] == ["pickle-refused", "json", "header"]
     assert found.manifest is not None
+
+
+def test_a_file_that_became_a_link_is_not_opened(tmp_path: Path) -> None:
+    write(tmp_path, {"secret": b"x", "version/a": b"y"})
+    files, _ = admitted(tmp_path / "version", ["a"])
+    (tmp_path / "version" / "a").unlink()
+    (tmp_path / "version" / "a").symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match="symbolic links"):
+        files.open("a")
