@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.inference.manifest import Manifest
-from services.runtime.errors import FailedPrecondition, InvalidRequest
+from services.runtime.errors import WORKER_MISSING, FailedPrecondition, InvalidRequest
 
 if TYPE_CHECKING:
     from services.inference.backend import Instance, TensorSpec
@@ -36,9 +36,8 @@ def need(*packages: str) -> None:
     """Raise FailedPrecondition where this worker lacks one of these packages."""
     for package in packages:
         if find_spec(package) is None:
-            raise FailedPrecondition(
-                f"this needs the package {package}, which this worker does not have"
-            )
+            said = f"this needs the package {package}, which this worker does not have"
+            raise FailedPrecondition(said, reason=WORKER_MISSING)
 
 
 def warm(folder: Path, manifest: Manifest) -> SignatureParts:
@@ -51,7 +50,8 @@ def warm(folder: Path, manifest: Manifest) -> SignatureParts:
     if manifest.task == "generation":
         if manifest.engine != "openvino-genai":
             need("vllm")
-            raise FailedPrecondition("this worker cannot run a model for vLLM")
+            said = "this worker cannot run a model for vLLM"
+            raise FailedPrecondition(said, reason=WORKER_MISSING)
         return _generates(folder, manifest)
     if manifest.backend == "pytorch":
         return _pytorch(folder, manifest)
@@ -76,7 +76,8 @@ def _onnxruntime(folder: Path, manifest: Manifest) -> SignatureParts:
 def _pytorch(folder: Path, manifest: Manifest) -> SignatureParts:
     need("torch", "transformers", "safetensors", "tokenizers")
     if not (folder / "config.json").is_file():
-        raise FailedPrecondition("this worker runs PyTorch models of Hugging Face folders only")
+        said = "this worker runs PyTorch models of Hugging Face folders only"
+        raise FailedPrecondition(said, reason=WORKER_MISSING)
     from services.inference import preprocessing
     from services.inference.loading import warm_up_inputs
     from services.registry.worker.transformer import Transformer

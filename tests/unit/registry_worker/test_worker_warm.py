@@ -11,7 +11,12 @@ from services.inference.backend import TensorSpec
 from services.inference.manifest import Manifest
 from services.registry.worker import warm as module
 from services.registry.worker.warm import warm
-from services.runtime.errors import BackendFailed, FailedPrecondition, InvalidRequest
+from services.runtime.errors import (
+    WORKER_MISSING,
+    BackendFailed,
+    FailedPrecondition,
+    InvalidRequest,
+)
 from tests.unit.registry_worker.folders import built, declare, linear
 
 
@@ -73,5 +78,6 @@ def test_a_package_that_is_missing_is_named(
     spec = ModuleSpec("there", None)
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else spec)
     declare(tmp_path, **manifest)
-    with pytest.raises(FailedPrecondition, match=f"package {package}, which this worker"):
+    with pytest.raises(FailedPrecondition, match=f"package {package}, which this worker") as raised:
         warmed(tmp_path)
+    assert raised.value.reason_given == WORKER_MISSING
