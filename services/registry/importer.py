@@ -1,48 +1,35 @@
-"""The importer's loop: lease an import, fetch its files, make a version of them, have it checked.
+"""The importer's loop: lease an import, fetch its files, have a version made of them.
 
 Knows neither the wire nor any source. What was fetched stays until the import ends, so that another
 attempt, also of another process, goes on with it.
 """
 
 import asyncio
-import hashlib
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.registry.jobs import (
-    MOST_ATTEMPTS,
-    FailureRecord,
-    JobKind,
-    Jobs,
-    OperationRecord,
-    held,
-)
-from services.registry.lifecycle import CANCELLED, OPEN, Lifecycle
+from services.registry.jobs import MOST_ATTEMPTS, FailureRecord, JobKind, Jobs, OperationRecord
+from services.registry.lifecycle import CANCELLED, Lifecycle
 from services.registry.models import Models
-from services.registry.resources import (
-    ArtifactRecord,
-    LineageRecord,
-    VersionRecord,
-    model_id,
-    version_key,
-)
-from services.registry.rows import get_version
-from services.registry.sources import Listing, Sources
+from services.registry.publishing import Publisher, unbroken
+from services.registry.resources import ArtifactRecord, VersionRecord
+from services.registry.sources import Sources
 from services.registry.sources.fetching import Fetching
 from services.registry.sources.staging import Staged, keys
 from services.registry.storage.blobs import Blobs
-from services.registry.store import Author
 from services.runtime import errors, logs
-from services.runtime.errors import Conflict, FailedPrecondition, GristmillError, NotFound
+from services.runtime.errors import Conflict, GristmillError, NotFound
 
 KINDS: tuple[JobKind, ...] = ("import",)
-LEASE_WAIT_S = 30.0
+# It is not broken off, so it must not be long.
+LEASE_WAIT_S = 0.5
 RETRY_S = 2.0
 IDLE_S = 0.2
+SWEEP_S = 60.0
 AT_ONCE = 2
 """Imports of one process: a large one does not hold up the next."""
 FETCHED = 0.85
@@ -87,12 +74,15 @@ class Importer:
 
     async def run(self) -> None:
         """Work for ever."""
-        await asyncio.gather(*(self._loop() for _ in range(AT_ONCE)))
+        # Cancelled, it ends when all of them have.
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._clean())
+            for _ in range(AT_ONCE):
+                group.create_task(self._loop())
 
     async def once(self, wait_s: float = 0) -> bool:
         """Do the next import, if there is one now."""
-        worker = f"{os.uname().nodename}-{os.getpid()}"
-        record = await self.jobs.lease(worker, KINDS, wait_s)
+        record = await self._lease(wait_s)
         if record is None:
             return False
         if record.attempts > MOST_ATTEMPTS:
@@ -105,26 +95,40 @@ class Importer:
         """Remove what is left of imports that have ended."""
         for key in await asyncio.to_thread(keys, self.staging):
             try:
-                record = await self.jobs.get(f"operations/{key}")
+                record = await unbroken(self.jobs.get(f"operations/{key}"))
                 ended = record.state == "done" or record.result is not None
             except NotFound:
                 ended = True
             if ended:
                 await asyncio.to_thread(Staged(self.staging, key).remove)
 
+    async def _clean(self) -> None:
+        while True:
+            with _survived():
+                await self.sweep()
+            await asyncio.sleep(SWEEP_S)
+
     async def _loop(self) -> None:
         while True:
-            try:
-                await self.sweep()
+            pause_s = RETRY_S
+            with _survived():
                 # A registry that drains gives nothing, and that at once.
-                if not await self.once(LEASE_WAIT_S):
-                    await asyncio.sleep(IDLE_S)
-            except GristmillError as error:
-                logs.get_logger().warning("imports pause", error=error.message, pause_s=RETRY_S)
-                await asyncio.sleep(RETRY_S)
-            except Exception:
-                logs.get_logger().exception("imports pause", pause_s=RETRY_S)
-                await asyncio.sleep(RETRY_S)
+                pause_s = 0 if await self.once(LEASE_WAIT_S) else IDLE_S
+            await asyncio.sleep(pause_s)
+
+    async def _lease(self, wait_s: float) -> OperationRecord | None:
+        worker = f"{os.uname().nodename}-{os.getpid()}"
+        leasing = asyncio.ensure_future(self.jobs.lease(worker, KINDS, wait_s))
+        try:
+            return await unbroken(_result(leasing))
+        except asyncio.CancelledError:
+            if not leasing.exception() and (record := leasing.result()):
+                await self._release(record)
+            raise
+
+    async def _release(self, record: OperationRecord) -> None:
+        with suppress(GristmillError):
+            await unbroken(self.jobs.release(record.name, record.lease))
 
     def _begun(self, record: OperationRecord) -> _Import:
         staged = Staged(self.staging, record.name.removeprefix("operations/"))
@@ -145,12 +149,12 @@ class Importer:
                 failure = CANCELLED if keeping.result() else None
             if failure is not None:
                 with suppress(Conflict):  # somebody else has it
-                    await self._fail(job, failure)
+                    made = job.version
+                    await unbroken(self._publisher.fail(job.record, job.staged, made, failure))
         except asyncio.CancelledError:
             job.staged.stop()
             await _ended(working, keeping)
-            with suppress(GristmillError):
-                await self.jobs.release(job.record.name, job.record.lease)
+            await self._release(job.record)
             raise
         finally:
             await _ended(working, keeping)
@@ -160,9 +164,9 @@ class Importer:
         record, fetching = job.record, job.fetching
         while True:
             await asyncio.sleep(self.jobs.lease_duration.total_seconds() / 4)
-            progress, message = FETCHED * fetching.progress, fetching.message
+            told = FETCHED * fetching.progress, fetching.message
             try:
-                if await self.jobs.renew(record.name, record.lease, progress, message):
+                if await unbroken(self.jobs.renew(record.name, record.lease, *told)):
                     return True
             except (Conflict, NotFound):
                 logs.get_logger().warning("lease lost", operation=record.name)
@@ -180,7 +184,9 @@ class Importer:
             for number, file in enumerate(listing.files):
                 found = await job.fetching.fetch(listing, number)
                 made.append(ArtifactRecord(path=file.path, **found.model_dump()))
-            return await self._publish(job, listing, made)
+            # The version before its bytes: the other way round they could be collected.
+            job.version = await self._publisher.create(job.record, listing, made)
+            return await self._publisher.publish(job.record, job.staged, job.version)
         except GristmillError as error:
             log.warning("an import failed", operation=job.record.name, error=error.message)
             status = STATUS.get(type(error), "INTERNAL")
@@ -190,58 +196,24 @@ class Importer:
             said = "the importer failed; its log has the cause under this operation"
             return FailureRecord(status="INTERNAL", reason="INTERNAL", message=said)
 
-    async def _publish(
-        self, job: _Import, listing: Listing, artifacts: Sequence[ArtifactRecord]
-    ) -> FailureRecord | None:
-        """Make the version, then bring its bytes: the other way round they could be collected."""
-        job.version = await self._create(job.record, listing, artifacts)
-        for number, artifact in enumerate(artifacts):
-            if not await self.blobs.has(artifact.sha256, artifact.size_bytes):
-                path = job.staged.path(number)
-                await self.blobs.adopt(path, artifact.sha256, artifact.size_bytes)
-        async with self.jobs.store.write(job.record.author) as write:
-            record = await held(write, job.record.name, job.record.lease)
-            if record.cancelled:
-                return CANCELLED
-            version = await get_version(write.connection, *version_key(job.version.name))
-            if version.state not in OPEN:
-                raise FailedPrecondition(f"{version.name} was finalized by somebody else")
-            await self.lifecycle.await_version(write, record, version.name)
-        self.jobs.wake()
-        await asyncio.to_thread(job.staged.remove)
-        return None
+    @property
+    def _publisher(self) -> Publisher:
+        return Publisher(self.jobs, self.lifecycle, self.models, self.blobs)
 
-    async def _create(
-        self, record: OperationRecord, listing: Listing, artifacts: Sequence[ArtifactRecord]
-    ) -> VersionRecord:
-        """The version of these artifacts: the same one, where an earlier attempt made it."""
-        key = record.name.removeprefix("operations/")
-        digest = hashlib.sha256(repr(artifacts).encode()).hexdigest()
-        origin = f"{record.request['source']}:{listing.path}"
-        lineage = LineageRecord(source=origin, revision=listing.revision, facts=listing.facts)
-        return await self.models.create_version(
-            Author(record.identity, record.call_id, key, "import", digest),
-            model_id(record.subject),
-            artifacts,
-            f"imported from {origin}",
-            {},
-            {},
-            lineage,
-            dry=False,
-        )
 
-    async def _fail(self, job: _Import, failure: FailureRecord) -> None:
-        """End an import that made nothing of use."""
-        record = job.record
-        async with self.jobs.store.write(record.author) as write:
-            present = await held(write, record.name, record.lease)
-            await self.jobs.end(write, present, failure=failure)
-        self.jobs.wake()
-        if made := job.version:
-            # Not where somebody did something with it meanwhile.
-            with suppress(GristmillError):
-                await self.models.delete_version(record.author, made.name, made.etag, dry=False)
-        await asyncio.to_thread(job.staged.remove)
+@contextmanager
+def _survived() -> Iterator[None]:
+    """Whatever fails here, the importer goes on."""
+    try:
+        yield
+    except GristmillError as error:
+        logs.get_logger().warning("imports pause", error=error.message)
+    except Exception:
+        logs.get_logger().exception("imports pause")
+
+
+async def _result(future: "asyncio.Future[OperationRecord | None]") -> OperationRecord | None:
+    return await future
 
 
 async def _ended(*tasks: "asyncio.Future[Any]") -> None:

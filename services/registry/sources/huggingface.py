@@ -33,7 +33,7 @@ from services.runtime.errors import FailedPrecondition, InvalidRequest, Upstream
 
 # Some mirrors' front ends serve no more than 50 GB in one response.
 RANGE_BYTES = 8 << 30
-WRITE_BYTES = 1 << 20
+WRITE_BYTES = 256 << 10
 TIMEOUT_S = 30.0
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}")

@@ -232,3 +232,15 @@ async def test_a_model_that_was_deleted_meanwhile(imports: Imports) -> None:
     assert failure is not None
     assert (failure.status, failure.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
     assert model_id("models/m") == "m"
+
+
+async def test_an_importer_that_is_ended_leaves_nothing_running(imports: Imports) -> None:
+    """A read of the database that is cut in its middle would lose its connection."""
+    before = asyncio.all_tasks()
+    running_loop = asyncio.create_task(imports.importer().run())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(asyncio.all_tasks() - before) > 2
+    running_loop.cancel()
+    await asyncio.gather(running_loop, return_exceptions=True)
+    assert asyncio.all_tasks() == before

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def _socket(root: Path) -> None:
     "evil", [_file_link, _inner_link, _dangling_link, _folder_link, _fifo, _socket]
 )
 async def test_what_is_no_file_and_no_folder_is_refused(
-    source: FolderSource, root: Path, evil: object
+    source: FolderSource, root: Path, evil: Callable[[Path], None]
 ) -> None:
     evil(root)
     with pytest.raises(FailedPrecondition, match="no regular file") as refused:
