@@ -118,4 +118,4 @@ def postgres(*settings: str) -> Iterator[Postgres]:
         try:
             yield server
         finally:
-            server.stop()
+            server.kill()

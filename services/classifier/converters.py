@@ -1,5 +1,7 @@
 """Messages to items and answers to messages: the only place that knows both."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2, result_pb2
 from gristmill.registry.v1 import model_pb2, signature_pb2
@@ -12,9 +14,9 @@ from services.runtime import status
 from services.runtime.errors import GristmillError, InvalidRequest, UnsupportedField
 
 
-def wanted(ref: model_pb2.ModelRef) -> Wanted:
+def wanted(ref: model_pb2.ModelRef, metadata: Mapping[str, str] | None = None) -> Wanted:
     """What a model reference asks for."""
-    return Wanted(ref.model, ref.version, ref.alias)
+    return Wanted(ref.model, ref.version, ref.alias, metadata or {})
 
 
 def item_in(message: item_pb2.Item) -> Item | GristmillError:

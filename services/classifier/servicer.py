@@ -29,7 +29,7 @@ class ClassifierServicer(rpc.ClassifierServiceServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> Any:  # noqa: N802
         items = [to.item_in(item) for item in request.items]
-        with self._serving.use(to.wanted(request.model)) as loaded:
+        with self._serving.use(to.wanted(request.model, current_call().metadata)) as loaded:
             answers = await _runner(loaded.runner).classify(items, self._asked(request))
         call_id = current_call().request_id
         return pb.ClassifyResponse(
@@ -44,7 +44,7 @@ class ClassifierServicer(rpc.ClassifierServiceServicer):
         items = [to.item_in(item) for item in request.items]
         done: asyncio.Queue[tuple[int, Answer] | None] = asyncio.Queue()
         call_id = current_call().request_id
-        with self._serving.use(to.wanted(request.model)) as loaded:
+        with self._serving.use(to.wanted(request.model, current_call().metadata)) as loaded:
             work = asyncio.ensure_future(
                 _runner(loaded.runner).classify(
                     items,

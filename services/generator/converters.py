@@ -1,5 +1,7 @@
 """Messages to prompts and generations to messages: the only place that knows both."""
 
+from collections.abc import Mapping
+
 from gristmill.generator.v1 import (
     generator_service_pb2,
     loaded_model_pb2,
@@ -27,9 +29,9 @@ FINISH = {
 }
 
 
-def wanted(ref: model_pb2.ModelRef) -> Wanted:
+def wanted(ref: model_pb2.ModelRef, metadata: Mapping[str, str] | None = None) -> Wanted:
     """What a model reference asks for."""
-    return Wanted(ref.model, ref.version, ref.alias)
+    return Wanted(ref.model, ref.version, ref.alias, metadata or {})
 
 
 def prompt_in(message: prompt_pb2.Prompt, path: str) -> Prompt:

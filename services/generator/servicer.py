@@ -30,7 +30,7 @@ class GeneratorServicer(rpc.GeneratorServiceServicer):
         self._serving = serving
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> Any:  # noqa: N802
-        with self._serving.use(to.wanted(request.model)) as loaded:
+        with self._serving.use(to.wanted(request.model, current_call().metadata)) as loaded:
             generator = _runner(loaded.runner)
             asked = _asked(request, generator)
             results = await self._all(generator, request.prompts, asked)
@@ -75,7 +75,7 @@ class GeneratorServicer(rpc.GeneratorServiceServicer):
     async def GenerateStream(  # noqa: N802
         self, request: pb.GenerateStreamRequest, context: Context
     ) -> AsyncIterator[Any]:
-        with self._serving.use(to.wanted(request.model)) as loaded:
+        with self._serving.use(to.wanted(request.model, current_call().metadata)) as loaded:
             generator = _runner(loaded.runner)
             asked = _asked(request, generator)
             generation, sampling = await generator.prepare(
@@ -98,7 +98,7 @@ class GeneratorServicer(rpc.GeneratorServiceServicer):
             yield pb.GenerateStreamResponse(finished=to.finished_out(generation))
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> Any:  # noqa: N802
-        with self._serving.use(to.wanted(request.model)) as loaded:
+        with self._serving.use(to.wanted(request.model, current_call().metadata)) as loaded:
             generator = _runner(loaded.runner)
             ids = await generator.encode(to.prompt_in(request.prompt, "prompt"))
             return pb.CountTokensResponse(

@@ -6,8 +6,9 @@ Knows no wire: `fetch` brings the files and `start` makes them run.
 """
 
 import asyncio
+import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,8 +18,8 @@ from typing import Generic, Literal, Protocol, TypeVar
 import structlog
 
 from services.inference.manifest import Manifest
-from services.runtime import metrics
-from services.runtime.catalog import Catalog, ModelEntry, VersionEntry
+from services.runtime import metrics, traffic
+from services.runtime.catalog import Catalog, ModelEntry, PolicyEntry, VersionEntry
 from services.runtime.errors import (
     ALIAS_NOT_FOUND,
     MODEL_NOT_LOADED,
@@ -78,6 +79,8 @@ class Wanted:
     model: str = ""
     version: int = 0
     alias: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Of the call: a traffic policy may choose by one of its keys."""
 
 
 class Serving(Generic[RunnerT]):
@@ -102,6 +105,8 @@ class Serving(Generic[RunnerT]):
         self._loaded: dict[Key, Loaded[RunnerT]] = {}
         self._aliases: dict[str, dict[str, int]] = {}
         """What each alias means here: its last version that became ready."""
+        self._policies: dict[str, PolicyEntry] = {}
+        """The last traffic policy of each model all of whose versions became ready."""
         self._put_away: set[Key] = set()
         """Unloaded by hand; version 0 means whatever version the model gets."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -195,7 +200,7 @@ class Serving(Generic[RunnerT]):
                 await loaded.runner.close()
 
     def _pointed_at(self, model: ModelEntry) -> list[VersionEntry]:
-        numbers = sorted(set(model.aliases.values()))
+        numbers = sorted(model.pointed_at())
         return [model.versions[n] for n in numbers if n in model.versions]
 
     def _must_load(self, entry: VersionEntry) -> bool:
@@ -206,12 +211,21 @@ class Serving(Generic[RunnerT]):
         model = wanted.model or self._only_model()
         version = wanted.version
         if not version:
-            alias = wanted.alias or LIVE
-            version = self._aliases.get(model, {}).get(alias, 0)
+            version = self._chosen(model, wanted)
         loaded = self._loaded.get((model, version))
         if loaded is not None and loaded.state == "ready":
             return loaded
         raise self._absent(Wanted(model, wanted.version, wanted.alias))
+
+    def _chosen(self, model: str, wanted: Wanted) -> int:
+        """The version that an alias means, or that the traffic policy draws."""
+        aliases = self._aliases.get(model, {})
+        policy = None if wanted.alias else self._policies.get(model)
+        if policy is None:
+            return aliases.get(wanted.alias or LIVE, 0)
+        value = wanted.metadata.get(policy.sticky_key, "") if policy.sticky_key else ""
+        draw = traffic.draw(model, value) if value else random.random()
+        return policy.versions(aliases)[traffic.pick(policy.splits, draw)]
 
     def _only_model(self) -> str:
         names = sorted({key[0] for key, one in self._loaded.items() if one.state == "ready"})
@@ -229,7 +243,7 @@ class Serving(Generic[RunnerT]):
         if self._closing:
             return Draining("this server is shutting down")
         entry = self._catalog.models.get(wanted.model)
-        if entry is None or (entry.task == self._task and not entry.aliases):
+        if entry is None or (entry.task == self._task and not entry.pointed_at()):
             return NotFound(
                 f"there is no model {wanted.model!r} here", resource=("model", wanted.model)
             )
@@ -238,6 +252,8 @@ class Serving(Generic[RunnerT]):
                 f"{wanted.model} is a model for {entry.task}", reason="WRONG_TASK"
             )
         version = wanted.version or entry.aliases.get(wanted.alias or LIVE, 0)
+        if not version and not wanted.alias:
+            version = max(entry.pointed_at(), default=0)  # only a traffic policy points anywhere
         if not version:
             return NotFound(
                 f"{wanted.model} has no alias {wanted.alias or LIVE!r}", reason=ALIAS_NOT_FOUND
@@ -330,10 +346,23 @@ class Serving(Generic[RunnerT]):
                 if a not in entry.aliases or not self._is_ready((model, v))
             ]:
                 del mine[alias]
+            self._settle_policy(model, entry, mine)
+        for model in [m for m in self._policies if m not in wanted]:
+            del self._policies[model]
         for model in [m for m in self._aliases if m not in wanted]:
             del self._aliases[model]
         self._drain_unused(wanted)
         self._tell(wanted)
+
+    def _settle_policy(self, model: str, entry: ModelEntry, aliases: Mapping[str, int]) -> None:
+        """A policy takes over when all that it gives calls to is ready; until then the last one."""
+        for policy in (entry.policy, self._policies.get(model)):
+            if policy is not None and entry.policy is not None:
+                shares = zip(policy.splits, policy.versions(aliases), strict=True)
+                if all(self._is_ready((model, v)) for split, v in shares if split.weight):
+                    self._policies[model] = policy
+                    return
+        self._policies.pop(model, None)
 
     def _is_ready(self, key: Key) -> bool:
         loaded = self._loaded.get(key)
@@ -342,10 +371,13 @@ class Serving(Generic[RunnerT]):
     def _drain_unused(self, wanted: dict[str, ModelEntry]) -> None:
         for key, loaded in list(self._loaded.items()):
             model, version = key
+            policy = self._policies.get(model)
+            aliases = self._aliases.get(model, {})
             needed = (
                 loaded.by_hand
-                or version in self._aliases.get(model, {}).values()
-                or (model in wanted and version in wanted[model].aliases.values())
+                or version in aliases.values()
+                or (policy is not None and version in policy.versions(aliases))
+                or (model in wanted and version in wanted[model].pointed_at())
             )
             if loaded.state == "ready" and not needed and not self._closing:
                 loaded.state = "draining"

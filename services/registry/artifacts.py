@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from gristmill.registry.v1 import registry_service_pb2 as pb
@@ -12,7 +13,7 @@ from services.registry.lifecycle import OPEN, Lifecycle
 from services.registry.resources import ArtifactRecord, VersionRecord, model_id, version_key
 from services.registry.storage.blobs import Blobs, Upload
 from services.registry.store import Store
-from services.registry.watch import Event, Selection, Watch
+from services.registry.watch import RECENT, Event, Selection, Watch
 from services.runtime.errors import (
     ARTIFACT_NOT_FOUND,
     DataLoss,
@@ -20,6 +21,7 @@ from services.runtime.errors import (
     FailedPrecondition,
     InvalidRequest,
     NotFound,
+    SlowConsumer,
 )
 
 
@@ -33,6 +35,7 @@ class ArtifactCalls:
     draining: asyncio.Event
     send_timeout_s: float
     """How long a watcher may leave a message unread."""
+    _messages: dict[int, pb.WatchResponse]
 
     async def shown(self, record: VersionRecord) -> Any:
         """A version as callers see it: each artifact says whether its bytes are here."""
@@ -141,8 +144,34 @@ class ArtifactCalls:
             interval = request.bookmark_interval
             seconds = interval.seconds + interval.nanos / 1e9
         after = request.after_revision if request.HasField("after_revision") else None
-        async for event in self.watch.events(after, selection, seconds):
-            yield _event_out(event)
+        async with aclosing(self.watch.events(after, selection, seconds)) as events:
+            async for event in events:
+                await self._send(context, event)
+        return
+        yield  # the edge takes a stream's handler to be a generator
+
+    async def _send(self, context: Any, event: Event) -> None:
+        """Send an event; SlowConsumer where nobody takes it."""
+        try:
+            async with asyncio.timeout(self.send_timeout_s):
+                await context.write(self._message(event))
+        except TimeoutError:
+            # This one was not sent: the watcher goes on from what it has.
+            raise SlowConsumer(
+                "the watch was read too slowly and is cut; go on from the last revision received",
+                metadata={"revision": str(event.revision)},
+            ) from None
+
+    def _message(self, event: Event) -> pb.WatchResponse:
+        """An event on the wire; a change is made a message once for all watchers."""
+        if event.change is None:
+            return _event_out(event)
+        found = self._messages.get(event.revision)
+        if found is None:
+            if len(self._messages) >= RECENT:
+                self._messages.clear()
+            found = self._messages[event.revision] = _event_out(event)
+        return found
 
 
 def _event_out(event: Event) -> pb.WatchResponse:

@@ -24,12 +24,13 @@ from services.registry.servicer import RegistryServicer
 from services.registry.sources import Sources
 from services.registry.storage.blobs import Blobs, open_blobs
 from services.registry.storage.collect import Collector
-from services.registry.store import Store
+from services.registry.store import Store, utc_now
 from services.registry.watch import Watch
 from services.registry.worker.confine import Limits
 from services.registry.worker.runner import Runner
 from services.registry.worker.sandbox import Sandbox
 from services.registry.worker_calls import WorkerServicer
+from services.registry.write import Clock
 from services.runtime import logs, metrics
 from services.runtime.errors import GristmillError
 from services.runtime.server import CannotStart, Service
@@ -40,7 +41,7 @@ HOUSEKEEPING_S = 600.0
 class Registry:
     """One registry process below its wire."""
 
-    def __init__(self, config: RegistryConfig) -> None:
+    def __init__(self, config: RegistryConfig, clock: Clock = utc_now) -> None:
         self.config = config
         self._scratch = config.data_dir / "scratch"
         self._lock = _only_one(config)
@@ -54,7 +55,7 @@ class Registry:
             self.sources = Sources(config.sources, config.import_max_bytes)
         except (ValueError, OSError) as error:
             raise CannotStart(str(error)) from error
-        self.store = Store(self.database)
+        self.store = Store(self.database, clock)
         self.models = Models(self.store)
         self.pointers = Pointers(self.store)
         self.jobs = Jobs(self.store, config.lease)

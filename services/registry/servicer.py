@@ -57,6 +57,7 @@ class RegistryServicer(ArtifactCalls, PointerCalls, WorkCalls, rpc.RegistryServi
         self.model_work = registry.config.worker != "headers"
         self.send_timeout_s = registry.config.watch_send_timeout_s
         self.draining = asyncio.Event()
+        self._messages = {}
 
     async def CreateModel(self, request: pb.CreateModelRequest, context: Context) -> Any:  # noqa: N802
         record = await self.models.create_model(

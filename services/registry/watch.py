@@ -8,7 +8,7 @@ what it is sent costs one message until it is cut.
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from services.registry.resources import ChangeRecord, ModelRecord, Resource, Task
@@ -88,7 +88,7 @@ class Watch:
 
     async def events(
         self, after: int | None, selection: Selection, bookmark_s: float
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """A snapshot where `after` is None, then every change, with bookmarks in the silence."""
         if self._pulling is None:
             self._pulling = asyncio.create_task(self._pull())

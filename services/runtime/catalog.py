@@ -4,8 +4,11 @@ A catalog is changed by applying what the registry's Watch sends; it can be writ
 that a process can start while the registry is away.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
+
+from services.runtime.traffic import Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +40,36 @@ class ProfileEntry:
     """Padded tokens of a batch, and its median compute time in seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyEntry:
+    """How calls that name neither version nor alias are spread."""
+
+    splits: tuple[Split, ...]
+    sticky_key: str = ""
+    """The call metadata key whose value chooses; empty: each call is drawn by itself."""
+    shadow_version: int = 0
+
+    def versions(self, aliases: Mapping[str, int]) -> list[int]:
+        """The version of each share, 0 where its alias means none."""
+        return [split.version or aliases.get(split.alias, 0) for split in self.splits]
+
+
 @dataclass(slots=True)
 class ModelEntry:
-    """A model with its servable versions and its aliases."""
+    """A model with its servable versions, its aliases and its traffic policy."""
 
     task: str
     archived: bool = False
     versions: dict[int, VersionEntry] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)
+    policy: PolicyEntry | None = None
+
+    def pointed_at(self) -> set[int]:
+        """The versions that an alias or the policy points to."""
+        found = set(self.aliases.values())
+        if self.policy is not None:
+            found.update(self.policy.versions(self.aliases))
+        return found - {0}
 
 
 @dataclass(slots=True)
@@ -79,18 +104,25 @@ class Catalog:
         else:
             entry.aliases[alias] = version
 
+    def set_policy(self, model: str, policy: PolicyEntry | None) -> None:
+        """A traffic policy came or changed; None: it is gone."""
+        entry = self.models.get(model)
+        if entry is not None:
+            entry.policy = policy
+
     def remove_model(self, model: str) -> None:
         """A model is gone."""
         self.models.pop(model, None)
 
     def wanted(self, task: str, only: frozenset[str] = frozenset()) -> dict[str, ModelEntry]:
-        """What a process of this task serves: models with a `live` alias, or those it is told."""
+        """What a process of this task serves: models with a `live` alias or a traffic policy,
+        or those it is told."""
         return {
             name: entry
             for name, entry in self.models.items()
             if entry.task == task
             and not entry.archived
-            and (name in only if only else "live" in entry.aliases)
+            and (name in only if only else "live" in entry.aliases or entry.policy is not None)
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -115,6 +147,17 @@ class Catalog:
                 for number, v in entry["versions"].items()
             }
             catalog.models[name] = ModelEntry(
-                entry["task"], entry["archived"], versions, dict(entry["aliases"])
+                entry["task"],
+                entry["archived"],
+                versions,
+                dict(entry["aliases"]),
+                _policy(entry.get("policy")),
             )
         return catalog
+
+
+def _policy(value: dict[str, Any] | None) -> PolicyEntry | None:
+    if value is None:
+        return None
+    splits = tuple(Split(**split) for split in value["splits"])
+    return PolicyEntry(splits, value["sticky_key"], value["shadow_version"])

@@ -17,8 +17,9 @@ from gristmill.registry.v1 import registry_service_pb2 as pb
 from gristmill.registry.v1 import registry_service_pb2_grpc as rpc
 
 from services.runtime import logs, metrics
-from services.runtime.catalog import ArtifactEntry, Catalog, ProfileEntry, VersionEntry
+from services.runtime.catalog import ArtifactEntry, Catalog, PolicyEntry, ProfileEntry, VersionEntry
 from services.runtime.errors import DataLoss, UpstreamUnavailable
+from services.runtime.traffic import Split
 
 RETRY_S = (0.1, 2.0)
 """First and longest pause between attempts to watch."""
@@ -41,7 +42,7 @@ def channel(address: str, ca: Path | None, token_file: Path | None) -> grpc.aio.
     """A channel to the registry, with TLS and a token where they are configured."""
     token = token_file.read_text(encoding="utf-8").strip() if token_file else ""
     interceptors: list[grpc.aio.ClientInterceptor] = (
-        [_UnaryToken(token), _StreamToken(token)] if token else []
+        [_UnaryToken(token), _StreamToken(token), _BidiToken(token)] if token else []
     )
     if ca is None:
         return grpc.aio.insecure_channel(address, OPTIONS, interceptors=interceptors)
@@ -60,7 +61,7 @@ class _Token:
         return details._replace(metadata=metadata)
 
 
-# Two, since a channel takes an interceptor for the first kind of call that it finds in it.
+# Several, since a channel takes an interceptor for the first kind of call that it finds in it.
 class _UnaryToken(_Token, grpc.aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         return await continuation(self._with_token(details), request)
@@ -69,6 +70,11 @@ class _UnaryToken(_Token, grpc.aio.UnaryUnaryClientInterceptor):
 class _StreamToken(_Token, grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
         return await continuation(self._with_token(details), request)
+
+
+class _BidiToken(_Token, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
+        return await continuation(self._with_token(details), requests)
 
 
 class RegistryClient:
@@ -213,6 +219,11 @@ def _apply(catalog: Catalog, resource: history_pb2.Resource) -> None:
     elif kind == "alias":
         model_id, alias = _ids(resource.alias.name)
         catalog.set_alias(model_id, alias, resource.alias.version)
+    elif kind == "traffic_policy":
+        policy = resource.traffic_policy
+        splits = tuple(Split(s.version, s.alias, s.weight) for s in policy.splits)
+        found = PolicyEntry(splits, policy.sticky_key, policy.shadow_version)
+        catalog.set_policy(_policy_model(policy.name), found)
 
 
 def _forget(catalog: Catalog, resource: history_pb2.Resource) -> None:
@@ -225,6 +236,13 @@ def _forget(catalog: Catalog, resource: history_pb2.Resource) -> None:
     elif kind == "alias":
         model, alias = _ids(resource.alias.name)
         catalog.set_alias(model, alias, None)
+    elif kind == "traffic_policy":
+        catalog.set_policy(_policy_model(resource.traffic_policy.name), None)
+
+
+def _policy_model(name: str) -> str:
+    """The model in "models/{model}/trafficPolicy"."""
+    return name.split("/")[1]
 
 
 def _ids(name: str) -> list[str]:

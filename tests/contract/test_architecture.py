@@ -20,13 +20,20 @@ EDGES = {
     "health.py",
     "interceptors.py",
     "operations.py",
+    "pointer_calls.py",
     "probe.py",
+    "readers.py",
+    "registry.py",
     "registry_client.py",
+    "remote.py",
+    "requests.py",
     "server.py",
     "servicer.py",
     "standard.py",
     "status.py",
     "transports.py",
+    "work_calls.py",
+    "worker_calls.py",
 }
 NO_NAME = {"utils", "util", "common", "base", "helpers", "helper", "misc", "manager"}
 # They run what they read.

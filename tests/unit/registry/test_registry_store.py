@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from services.runtime.errors import (
     GristmillError,
     NotFound,
 )
+from tests.unit.registry.conftest import Place
 from tests.unit.registry.parts import Parts, artifact, by, opened
 
 Attempt = Callable[[Parts, Author, bool], Awaitable[Any]]
@@ -98,7 +98,8 @@ async def test_a_write_records_each_change_with_who_made_it(stocked: Parts, name
     assert all((change.actor, change.request_id) == ("bea", "call-7") for change in made)
     revisions = [change.revision for change in made]
     assert revisions == sorted(set(revisions))
-    assert told == [revisions[-1]]
+    # PostgreSQL announces it to this replica too.
+    assert set(told) == {revisions[-1]}
     assert await stocked.store.revision() == revisions[-1]
     new = {resource.name: resource for resource in (await stocked.store.snapshot()).resources}
     for change in made:
@@ -140,15 +141,14 @@ async def test_a_trial_fails_as_the_real_thing_would(parts: Parts, name: str) ->
 
 @each_attempt
 async def test_a_repetition_changes_nothing_more_even_after_a_restart(
-    tmp_path: Path, stock: Path, name: str
+    copied: Place, name: str
 ) -> None:
-    shutil.copytree(stock, tmp_path / "r")
-    async with opened(tmp_path / "r") as parts:
+    async with opened(copied.root, database=copied.database) as parts:
         first = await ATTEMPTS[name](parts, by("r1"), False)
         before = await everything(parts)
         assert await ATTEMPTS[name](parts, by("r1", call="other"), False) == first
         assert await everything(parts) == before
-    async with opened(tmp_path / "r") as parts:
+    async with opened(copied.root, database=copied.database) as parts:
         assert await ATTEMPTS[name](parts, by("r1"), False) == first
         assert await everything(parts) == before
 
@@ -286,14 +286,13 @@ async def test_version_numbers_are_given_once_whoever_asks(tmp_path: Path, templ
 
 
 async def test_revisions_go_on_after_everything_is_deleted_and_the_process_restarts(
-    tmp_path: Path, stock: Path
+    copied: Place,
 ) -> None:
-    shutil.copytree(stock, tmp_path / "r")
-    async with opened(tmp_path / "r") as parts:
+    async with opened(copied.root, database=copied.database) as parts:
         await parts.models.delete_model(by(), M, "", force=True, dry=False)
         last = await parts.store.revision()
         assert (await parts.store.snapshot()).resources == []
-    async with opened(tmp_path / "r") as parts:
+    async with opened(copied.root, database=copied.database) as parts:
         assert await parts.store.revision() == last
         await parts.model()
         assert await parts.store.revision() == last + 1
