@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 
 import yaml
 
+from gristmill_client._inferring import infer_name, infer_task
 from gristmill_client.errors import InvalidRequest
 from gristmill_client.resources import Lineage, Task
 
@@ -26,11 +27,25 @@ class Manifest:
     description: str
     metrics: Mapping[str, float]
     lineage: Lineage
+    inferred: bool = False
+    """The folder says nothing: the registry reads the rest off its files."""
 
 
-def read_manifest(folder: Path, name: str | None = None) -> Manifest:
-    """Raises InvalidRequest, naming the key, where the manifest is missing or makes no sense."""
+def read_manifest(folder: Path, name: str | None = None, task: Task | None = None) -> Manifest:
+    """What the folder says, or without a model.yaml what its files tell.
+
+    Raises InvalidRequest, naming the key, where the manifest makes no sense.
+    """
     path = folder / MANIFEST
+    if not path.exists():
+        return infer(folder, name, task)
+    manifest = _read(path, name)
+    if task is not None and task != manifest.task:
+        raise InvalidRequest(f"{path} says `task: {manifest.task}`, not {task}")
+    return manifest
+
+
+def _read(path: Path, name: str | None) -> Manifest:
     content = _parse(path)
     if content.get("schema") != SCHEMA:
         raise InvalidRequest(f"{path}: `schema` must be {SCHEMA}, not {content.get('schema')!r}")
@@ -50,11 +65,23 @@ def read_manifest(folder: Path, name: str | None = None) -> Manifest:
     )
 
 
+def infer(folder: Path, name: str | None, task: Task | None) -> Manifest:
+    """The name of the folder, and the task that its files tell of."""
+    if not folder.is_dir():
+        raise InvalidRequest(f"{folder} is not a folder")
+    return Manifest(
+        name=name or infer_name(folder),
+        task=task or infer_task(folder),
+        description="",
+        metrics={},
+        lineage=Lineage(),
+        inferred=True,
+    )
+
+
 def _parse(path: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InvalidRequest(f"{path} is missing: a model folder needs one") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -3,70 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from google.longrunning import operations_pb2, operations_pb2_grpc
 from gristmill.registry.v1 import artifact_pb2, model_pb2
 from gristmill.registry.v1 import registry_service_pb2 as pb
 
-from gristmill_client import _errors, errors
+from gristmill_client import _operation_flows as operations
+from gristmill_client import _pointer_flows as pointers
 from gristmill_client import _registry_flows as registry
 from gristmill_client import _registry_messages as messages
+from gristmill_client import _work_messages as work_messages
+from gristmill_client import errors
 from gristmill_client._files import LocalFile, local_files
-from gristmill_client._manifest import Manifest, read_manifest
-from gristmill_client._steps import Flow, Patience, Pause, Upload, call, work
+from gristmill_client._manifest import MANIFEST, Manifest, read_manifest
+from gristmill_client._operation_state import OperationState
+from gristmill_client._steps import Flow, Patience, Pause, Upload, work
 from gristmill_client._tally import OnProgress, Tally
-from gristmill_client.resources import Model, Version
+from gristmill_client.resources import Task, Version
 
-# How long the registry may check a version before the push stops waiting for it.
-FINALIZE_TIMEOUT_S = 900.0
+# How long the registry may check a version before a push stops waiting for it.
+CHECK_TIMEOUT_S = 900.0
 FINALIZE_CALL_TIMEOUT_S = 120.0
 # Among how many of the newest versions one of the same content is looked for.
 _RECENT = 50
 
+OnCheck: TypeAlias = Callable[[OperationState[Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Who hears of a push, and how long its check may take, in seconds."""
+
+    on_progress: OnProgress | None = None
+    on_check: OnCheck | None = None
+    timeout: float = CHECK_TIMEOUT_S
+
 
 def push(
-    path: str | Path, name: str | None, alias: str | None, on_progress: OnProgress | None
+    path: str | Path, name: str | None, task: Task | None, alias: str | None, told: Told
 ) -> Flow[Version]:
     """The whole push: see Models.push."""
     folder = Path(path)
-    manifest = yield from work(lambda: read_manifest(folder, name))
+    manifest = yield from work(lambda: read_manifest(folder, name, task))
     files = yield from work(lambda: local_files(folder))
-    yield from _ensure_model(manifest)
+    model = yield from registry.ensure_model(manifest.name, manifest.task, manifest.description)
+    if model.task != manifest.task:
+        raise errors.FailedPrecondition(
+            f"the model {manifest.name} is for {model.task}, this folder for {manifest.task}: "
+            "push it under another name"
+        )
     version = yield from _matching_version(manifest, files)
     if version is None:
         version = yield from _create_version(manifest, files)
     if version.state != "READY":
-        yield from _upload_missing(version, files, on_progress)
-        version = yield from _finalize(version)
+        version = yield from _complete(version, files, told)
     if alias is not None:
-        yield from registry.promote(manifest.name, version.version, alias)
+        yield from pointers.promote(manifest.name, version.version, alias)
     return version
 
 
-def _ensure_model(manifest: Manifest) -> Flow[None]:
-    try:
-        found = yield from registry.get_model(manifest.name)
-    except errors.NotFound:
-        found = yield from _create_model(manifest)
-    if found.task != manifest.task:
-        raise errors.FailedPrecondition(
-            f"the model {manifest.name} is for {found.task}, this folder for {manifest.task}: "
-            "push it under another name"
+def repair(path: str | Path, name: str, version: int, told: Told) -> Flow[Version]:
+    """The whole repair: see Models.repair."""
+    files = yield from work(lambda: local_files(Path(path)))
+    broken = yield from registry.get_version(name, version)
+    if broken.state == "READY":
+        return broken
+    here = {(file.artifact.path, file.artifact.sha256) for file in files}
+    lost = [a.path for a in broken.artifacts if not a.stored and (a.path, a.sha256) not in here]
+    if lost:
+        raise errors.InvalidRequest(
+            f"{path} lacks the very content of {', '.join(lost)} in version {version} of {name}"
         )
+    return (yield from _complete(broken, files, told))
 
 
-def _create_model(manifest: Manifest) -> Flow[Model]:
-    request = pb.CreateModelRequest(
-        model_id=manifest.name,
-        model=model_pb2.Model(task=messages.TASKS[manifest.task], description=manifest.description),
-        request_id=registry.request_id(),
-    )
-    try:
-        response = yield from registry.ask(lambda stub: stub.CreateModel, request)
-    except errors.AlreadyExists:  # another push came first
-        return (yield from registry.get_model(manifest.name))
-    return messages.model(response.model)
+def _complete(version: Version, files: list[LocalFile], told: Told) -> Flow[Version]:
+    """Brings the bytes that are missing, and has the version checked."""
+    yield from _upload_missing(version, files, told.on_progress)
+    return (yield from _finalize(version, told))
 
 
 def _matching_version(manifest: Manifest, files: list[LocalFile]) -> Flow[Version | None]:
@@ -77,10 +93,12 @@ def _matching_version(manifest: Manifest, files: list[LocalFile]) -> Flow[Versio
     page = yield from registry.ask(lambda stub: stub.ListModelVersions, request)
     recent = [messages.version(message) for message in page.versions]
     content = {(file.artifact.path, file.artifact.sha256) for file in files}
+    # The registry adds the manifest that it inferred.
+    added = {MANIFEST} if manifest.inferred else set[str]()
     newest_ready = [version for version in recent if version.state == "READY"][:1]
     unfinished = [version for version in recent if version.state == "UPLOADING"]
     for version in newest_ready + unfinished:
-        if {(artifact.path, artifact.sha256) for artifact in version.artifacts} == content:
+        if {(a.path, a.sha256) for a in version.artifacts if a.path not in added} == content:
             return version
     return None
 
@@ -114,7 +132,8 @@ def _upload_missing(
     version: Version, files: list[LocalFile], on_progress: OnProgress | None
 ) -> Flow[None]:
     stored = {artifact.path for artifact in version.artifacts if artifact.stored}
-    missing = [file for file in files if file.artifact.path not in stored]
+    wanted = {artifact.path for artifact in version.artifacts} - stored
+    missing = [file for file in files if file.artifact.path in wanted]
     tally = Tally([file.artifact for file in missing], on_progress)
     name = registry.version_name(version.model, version.version)
     for file in missing:
@@ -122,7 +141,8 @@ def _upload_missing(
 
 
 def _upload(version: str, file: LocalFile, report: Callable[[int], None]) -> Flow[None]:
-    patience = Patience()
+    # ABORTED: somebody else, or another replica, has the same bytes in hand.
+    patience = Patience(also=(errors.Conflict,))
     durable = 0
 
     def on_durable(offset: int) -> None:
@@ -141,41 +161,19 @@ def _upload(version: str, file: LocalFile, report: Callable[[int], None]) -> Flo
             return
 
 
-def _finalize(version: Version) -> Flow[Version]:
+def _finalize(version: Version, told: Told) -> Flow[Version]:
     name = registry.version_name(version.model, version.version)
     response = yield from registry.ask(
         lambda stub: stub.FinalizeModelVersion,
         pb.FinalizeModelVersionRequest(name=name, request_id=registry.request_id()),
-        timeout=FINALIZE_CALL_TIMEOUT_S,
+        timeout=min(FINALIZE_CALL_TIMEOUT_S, told.timeout),
     )
-    operation = yield from _wait_for(response.operation, version.model)
-    if operation.HasField("error"):
-        raise _errors.from_status(operation.error)
-    answer = model_pb2.ModelVersion()
-    operation.response.Unpack(answer)
-    final = messages.version(answer)
+    begun = work_messages.operation(response.operation)
+    ended = yield from operations.wait(begun, told.timeout, told.on_check)
+    final: Version = operations.result_of(ended)
     if final.state != "READY":
         why = "; ".join(f"{r.path or 'version'}: {r.rule}: {r.message}" for r in final.rejections)
         raise errors.FailedPrecondition(
             f"version {final.version} of {final.model} is {final.state}: {why}"
         )
     return final
-
-
-def _wait_for(operation: operations_pb2.Operation, model_id: str) -> Flow[operations_pb2.Operation]:
-    waited, pause = 0.0, 0.1
-    while not operation.done:
-        if waited > FINALIZE_TIMEOUT_S:
-            raise errors.DeadlineExceeded(
-                f"the registry is still checking after {waited:.0f} s ({operation.name}): "
-                f"`gristmill show {model_id}` tells when it is done"
-            )
-        yield Pause(pause)
-        waited, pause = waited + pause, min(2.0, pause * 1.5)
-        operation = yield from call(
-            "registry",
-            operations_pb2_grpc.OperationsStub,
-            lambda stub: stub.GetOperation,
-            operations_pb2.GetOperationRequest(name=operation.name),
-        )
-    return operation

@@ -96,11 +96,18 @@ class Patience:
     """Decides how long to wait before the next try of something that was cut.
 
     0.1 s doubling to 5 s, each drawn between half and the whole so that many clients do not come
-    back at once. After `limit` failures without progress in between it gives up.
+    back at once. After `limit` failures without progress in between it gives up. `also` names
+    errors that are worth another try besides those that cut the work off.
     """
 
-    def __init__(self, limit: int = 8, rng: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        limit: int = 8,
+        rng: Callable[[], float] = random.random,
+        also: tuple[type[errors.GristmillError], ...] = (),
+    ) -> None:
         self._limit = limit
+        self._also = also
         self._rng = rng
         self._failures = 0
 
@@ -110,7 +117,8 @@ class Patience:
     def pause(self, error: errors.GristmillError) -> float:
         """The seconds to wait. Raises the error itself where trying again is no use."""
         self._failures += 1
-        if not is_cut(error) or self._failures > self._limit:
+        worth_it = is_cut(error) or isinstance(error, self._also)
+        if not worth_it or self._failures > self._limit:
             raise error
         whole = min(5.0, 0.1 * (1 << (self._failures - 1)))
         return max(min(error.retry_after or 0.0, 60.0), whole * (0.5 + self._rng() / 2))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from gristmill.registry.v1 import registry_service_pb2 as pb
 from gristmill.registry.v1.model_pb2 import TASK_UNSPECIFIED
 
+from gristmill_client import _history_messages as history
 from gristmill_client import _registry_messages as messages
 from gristmill_client._messages import MODELS, model_id
 from gristmill_client._steps import Patience
@@ -39,7 +40,7 @@ class WatchState:
         """The events that are now certain."""
         self._connected = True
         self._patience.progressed()
-        event = messages.watch_event(message)
+        event = history.watch_event(message)
         if event.kind == "snapshot":
             self._snapshot.append(event)
             return []

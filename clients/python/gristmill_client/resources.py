@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeAlias
 
-Task = Literal["classification", "generation"]
+Task = Literal["classification", "generation", "dataset"]
+Conversion = Literal["onnx", "onnx-int8-dynamic"]
 VersionState = Literal[
     "UPLOADING", "VALIDATING", "READY", "REJECTED", "QUARANTINED", "ARCHIVED", "UNSPECIFIED"
 ]
@@ -158,6 +159,53 @@ class WatchEvent:
     request_id: str = ""
     commit_time: datetime | None = None
     snapshot_complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change, as the history keeps it.
+
+    `name` is the full name, such as "models/sentiment/aliases/live". `before` is None where it was
+    created, `after` where it was deleted. `actor` "": authentication is off.
+    """
+
+    revision: int
+    kind: Literal["created", "updated", "deleted"]
+    name: str
+    before: Resource | None
+    after: Resource | None
+    actor: str
+    request_id: str
+    commit_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A place to import from; `kind` is "huggingface", "object_store" or "folder"."""
+
+    source: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProfilePoint:
+    """Compute time in microseconds of a batch of items of `length` tokens (1: no tokens)."""
+
+    batch_size: int
+    length: int
+    p50_us: int
+    p95_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A measured latency curve; `fingerprint` is the host that it holds for."""
+
+    model: str
+    version: int
+    fingerprint: str
+    points: tuple[ProfilePoint, ...]
+    measure_time: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

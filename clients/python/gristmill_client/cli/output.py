@@ -28,7 +28,11 @@ def print_json(value: object, *, in_one_line: bool = False) -> None:
 def jsonable(value: object) -> object:
     """Dataclasses by their fields, errors by what a program can use of them."""
     if dataclasses.is_dataclass(value):
-        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: jsonable(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if f.name[0] != "_"
+        }
     if isinstance(value, GristmillError):
         return {name: jsonable(part) for name, part in vars(value).items()}
     if isinstance(value, Mapping):
