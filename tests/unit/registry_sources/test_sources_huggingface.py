@@ -193,3 +193,12 @@ async def test_an_answer_that_is_none_is_unavailable(source: HuggingFaceSource, 
     hub.status = [200]
     with pytest.raises(UpstreamUnavailable):
         await source.list(REPOSITORY, COMMIT)
+
+
+async def test_an_empty_token_file_is_no_token(
+    hub: Hub, listing: Listing, target: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("\n")
+    source = HuggingFaceSource(hub.endpoint, tmp_path / "token")
+    await source.fetch(listing, listing.files[at(listing, "config.json")], target, nothing)
+    assert [seen.token for seen in hub.seen] == [""]
