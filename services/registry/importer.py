@@ -22,7 +22,7 @@ from services.registry.sources.fetching import Fetching
 from services.registry.sources.staging import Staged, keys
 from services.registry.storage.blobs import Blobs
 from services.runtime import errors, logs
-from services.runtime.errors import Conflict, GristmillError, NotFound
+from services.runtime.errors import Conflict, Draining, GristmillError, NotFound
 
 KINDS: tuple[JobKind, ...] = ("import",)
 # It is not broken off, so it must not be long.
@@ -112,7 +112,6 @@ class Importer:
         while True:
             pause_s = RETRY_S
             with _survived():
-                # A registry that drains gives nothing, and that at once.
                 pause_s = 0 if await self.once(LEASE_WAIT_S) else IDLE_S
             await asyncio.sleep(pause_s)
 
@@ -206,6 +205,8 @@ def _survived() -> Iterator[None]:
     """Whatever fails here, the importer goes on."""
     try:
         yield
+    except Draining:
+        return
     except GristmillError as error:
         logs.get_logger().warning("imports pause", error=error.message)
     except Exception:
