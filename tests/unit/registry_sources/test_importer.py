@@ -1,6 +1,7 @@
 """An import from its operation to a version that is checked."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from services.runtime.errors import AlreadyExists, NotFound
 from tests.unit.registry_sources.hub import COMMIT, REPOSITORY, Hub
 from tests.unit.registry_sources.imports import Imports, config, opened, running
 
-IRIS = Path.home() / ".cache/gristmill/models/iris"
+CACHE = Path(os.environ.get("GRISTMILL_CACHE") or Path.home() / ".cache" / "gristmill")
+IRIS = CACHE / "models" / "iris"
 
 
 async def test_a_folder_becomes_a_ready_version(tmp_path: Path, template: Path) -> None:
     """With the registry as it is served: import, check and all."""
+    assert (IRIS / "model.yaml").is_file(), f"{IRIS} is not there: run `make models` first"
     settings = config(tmp_path, {"disk": {"kind": "folder", "path": str(IRIS.parent)}})
     async with running(settings, template) as made:
         ended = await made.done(await made.begin("disk", "iris", ""))
