@@ -13,6 +13,7 @@ from google.protobuf import message_factory
 from gristmill.classifier.v1 import classifier_service_pb2_grpc as classifier_rpc
 from gristmill.generator.v1 import generator_service_pb2_grpc as generator_rpc
 from gristmill.registry.v1 import registry_service_pb2_grpc as registry_rpc
+from gristmill.registry.v1 import worker_service_pb2_grpc as worker_rpc
 
 from services.classifier.oip import contract as oip
 from services.runtime import errors
@@ -77,7 +78,11 @@ def services() -> dict[str, Service]:
                 (
                     registry_rpc.add_RegistryServiceServicer_to_server,
                     registry_rpc.RegistryServiceServicer(),
-                )
+                ),
+                (
+                    worker_rpc.add_WorkerServiceServicer_to_server,
+                    worker_rpc.WorkerServiceServicer(),
+                ),
             ],
             handlers={OPERATIONS.full_name: unary_handlers(OPERATIONS)},
         ),

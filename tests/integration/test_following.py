@@ -17,17 +17,18 @@ from services.runtime.catalog import ArtifactEntry, Catalog, VersionEntry
 from services.runtime.errors import DataLoss, UpstreamUnavailable
 from services.runtime.registry_client import RegistryClient, channel
 from tests.harness import metric, soon
-from tests.unit.registry.parts import MANIFEST, below, sha
+from tests.unit.registry.parts import MANIFEST, below, sha, weights
 from tests.unit.registry.wire import RegistryProcess, Wire
 
-WEIGHTS = bytes(range(256)) * 5000
+SEED = bytes(range(256)) * 5000
+WEIGHTS = weights(SEED)
 FILES = {"model.yaml": MANIFEST, "model.onnx": WEIGHTS}
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
     """One registry for all tests here; who ends it starts it again."""
-    process = RegistryProcess(tmp_path_factory.mktemp("registry"))
+    process = RegistryProcess(tmp_path_factory.mktemp("registry"), "--worker=headers")
     process.start()
     yield process
     process.kill()
@@ -180,7 +181,7 @@ async def test_a_follower_starts_from_what_it_remembers_while_the_registry_is_aw
     running: RegistryProcess, wire: Wire, tmp_path: Path
 ) -> None:
     await wire.model()
-    version = entry(await wire.ready(WEIGHTS))
+    version = entry(await wire.ready(SEED))
     other = entry(await wire.ready(b"never fetched"))
     await wire.alias(1)
     async with following(running.target, tmp_path) as follower:
@@ -198,7 +199,7 @@ async def test_a_follower_starts_from_what_it_remembers_while_the_registry_is_aw
             await again.alias(2)
             await follower.reaches(again)
         assert follower.lives("m") == [1, 2]
-        assert contents(await follower.client.fetch(other))["model.onnx"] == b"never fetched"
+        assert contents(await follower.client.fetch(other))["model.onnx"] == weights(b"never fetched")
 
 
 async def test_a_registry_that_begins_anew_is_believed(
@@ -206,7 +207,7 @@ async def test_a_registry_that_begins_anew_is_believed(
 ) -> None:
     """Its history is shorter than what the follower knows: it asks for the whole again."""
     await wire.model("old")
-    empty = RegistryProcess(tmp_path / "other")
+    empty = RegistryProcess(tmp_path / "other", "--worker=headers")
     async with following(running.target, tmp_path / "cache") as follower:
         await follower.reaches(wire)
         running.kill()
@@ -294,16 +295,19 @@ async def test_bytes_that_rotted_at_the_registry_are_data_loss(
     running: RegistryProcess, wire: Wire, tmp_path: Path
 ) -> None:
     await wire.model()
-    data = WEIGHTS + b"to be damaged"
-    version = entry(await wire.ready(data))
+    data = weights(b"to be damaged")
+    version = entry(await wire.ready(b"to be damaged"))
     stored = running.data / "artifacts" / "blobs" / sha(data)[:2] / sha(data)
     async with fetching(running.target, tmp_path) as client:
-        for damaged in (data[:-1] + b"X", data[:-1]):
-            stored.write_bytes(damaged)
+        stored.write_bytes(data[:-1] + b"X")
+        for _ in range(2):
             with pytest.raises(DataLoss, match=r"model\.onnx"):
                 await client.fetch(version)
         assert [path.name for path in below(tmp_path / "blobs")] == [sha(MANIFEST)]
-        stored.write_bytes(data)
+        assert not stored.exists(), "put aside"
+        name = f"models/m/versions/{version.version}"
+        await wire.upload(name, "model.onnx", data)
+        await wire.finalize(name)
         assert (await client.fetch(version) / "model.onnx").read_bytes() == data
 
 

@@ -18,12 +18,13 @@ from gristmill.registry.v1 import model_pb2
 from gristmill.registry.v1 import registry_service_pb2 as pb
 
 from tests.harness import SOON_S, soon
-from tests.unit.registry.parts import MANIFEST, below, sha
+from tests.unit.registry.parts import MANIFEST, below, sha, weights
 from tests.unit.registry.wire import RegistryProcess, Sending, Wire, artifacts
 
 EVERY = 16 * 1024
 PUSHERS = 3
 READY = model_pb2.VERSION_STATE_READY
+UPLOADING = model_pb2.VERSION_STATE_UPLOADING
 
 
 class Killed(Exception):
@@ -110,10 +111,10 @@ class Pusher:
 
     def _begin(self) -> None:
         self._count += 1
-        weights = self._rng.randbytes(self._rng.randrange(1, 300_000))
-        files = {"model.yaml": MANIFEST, "model.onnx": weights}
+        seed = self._rng.randbytes(self._rng.randrange(1, 300_000))
+        files = {"model.yaml": MANIFEST, "model.onnx": weights(seed)}
         if self._rng.random() < 0.3:
-            files["shared.json"] = random.Random(len(self._books.pushes) // 4).randbytes(150_000)
+            files["shared.dat"] = random.Random(len(self._books.pushes) // 4).randbytes(150_000)
         op = f"{self._model}-{self._count}"
         self._books.pushes.append(Push(op, self._model, files))
 
@@ -222,8 +223,15 @@ async def everything(wire: Wire) -> AsyncIterator[Any]:
     call.cancel()
 
 
+async def settled(wire: Wire) -> None:
+    """Wait for the checks that the registry took up again: they make changes of their own."""
+    while left := (await soon(wire.operations("ListOperations", filter="done = false"))).operations:
+        await soon(wire.wait(left[0].name))
+
+
 async def check(wire: Wire, books: Books) -> None:
     """Hold a registry that came back against the books."""
+    await settled(wire)
     versions, aliases = {}, {}
     async with aclosing(everything(wire)) as resources:
         async for resource in resources:
@@ -242,7 +250,7 @@ async def check(wire: Wire, books: Books) -> None:
                 found = await wire.download(version.name, path)
                 assert sha(found) == sha(data), f"{version.name} {path}"
         else:
-            assert version.state == model_pb2.VERSION_STATE_UPLOADING
+            assert version.state == UPLOADING
     for push in books.pushes:
         assert not push.version or push.version in versions
         if push.version:
@@ -277,7 +285,7 @@ def check_disk(data: Path) -> None:
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[RegistryProcess]:
     """A registry that acknowledges each 16 KiB."""
-    found = RegistryProcess(tmp_path, f"--fsync-every-bytes={EVERY}")
+    found = RegistryProcess(tmp_path, "--worker=headers", f"--fsync-every-bytes={EVERY}")
     yield found
     found.kill()
 

@@ -42,13 +42,13 @@ def _run(
     except Exception as error:
         said = f"the model cannot be run: {type(error).__name__}: {error}"[:2000]
         return (RejectionRecord(path="", rule="warm-up", message=said),), signature
-    known = (signature or SignatureRecord()).model_copy(
-        update={
-            "inputs": tuple(_tensor(spec) for spec in seen.inputs),
-            "outputs": tuple(_tensor(spec) for spec in seen.outputs),
-        }
-    )
-    return (), known
+    if not seen.inputs:  # a language model's engine tells of no tensors
+        return (), signature
+    tensors = {
+        "inputs": tuple(_tensor(spec) for spec in seen.inputs),
+        "outputs": tuple(_tensor(spec) for spec in seen.outputs),
+    }
+    return (), (signature or SignatureRecord()).model_copy(update=tensors)
 
 
 def _tensor(spec: Any) -> TensorRecord:
