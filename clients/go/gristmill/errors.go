@@ -142,7 +142,11 @@ func newError(st *status.Status, requestID string) *Error {
 			e.RetryAfter = detail.GetRetryDelay().AsDuration()
 		case *errdetails.PreconditionFailure:
 			for _, v := range detail.GetViolations() {
-				e.Preconditions = append(e.Preconditions, v.GetDescription())
+				condition := v.GetDescription()
+				if v.GetSubject() != "" {
+					condition = v.GetSubject() + ": " + condition
+				}
+				e.Preconditions = append(e.Preconditions, condition)
 			}
 		case *errdetails.BadRequest:
 			for _, v := range detail.GetFieldViolations() {

@@ -78,7 +78,10 @@ def _details(status: status_pb2.Status, name: str, request_id: str | None) -> Er
             FieldViolation(v.field, v.description)
             for v in (request.field_violations if request else ())
         ),
-        preconditions=tuple(v.description for v in (failure.violations if failure else ())),
+        preconditions=tuple(
+            f"{v.subject}: {v.description}" if v.subject else v.description
+            for v in (failure.violations if failure else ())
+        ),
         metadata=dict(info.metadata) if info else {},
     )
 

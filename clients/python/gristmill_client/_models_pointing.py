@@ -40,7 +40,7 @@ class Pointing:
     ) -> Alias:
         """Points the alias to the version, creating it if need be.
 
-        `gates` replaces what a version needs from now on, also this one: "accuracy>=0.9",
+        `gates` replaces what a version needs for a move, this one too: "accuracy>=0.9",
         "p95_ms_batch_8<=40", "accuracy>=holder-0.01" (`holder`: the version pointed to now); None
         leaves them, an empty list removes them. With an `etag` the alias must still have it.
 

@@ -70,6 +70,7 @@ def import_model(
     name: str, source: str, path: str, revision: str, task: Task | None
 ) -> Flow[State]:
     if task is not None:
+        yield from _known(source)  # before a model is made for nothing
         found = yield from registry.ensure_model(name, task)
         if found.task != task:
             raise errors.FailedPrecondition(f"the model {name} is for {found.task}, not for {task}")
@@ -87,6 +88,14 @@ def import_model(
             error.message += "; name a task and it is created"
         raise
     return messages.operation(response.operation)
+
+
+def _known(source: str) -> Flow[None]:
+    known = [each.source for each in (yield from sources())]
+    if source not in known:
+        raise errors.NotFound(
+            f"the registry has no source {source!r}, only: {', '.join(known) or 'none'}"
+        )
 
 
 def sources() -> Flow[list[Source]]:

@@ -34,8 +34,8 @@ class GristmillError(Exception):
     stable reason of gristmill.errors.v1.ErrorReason without its prefix ("MODEL_NOT_FOUND"), empty
     where the failure did not come from a Gristmill server. `retry_after` is in seconds, None where
     the server gave no hint. `request_id` finds the call in the server's log. `field_violations`
-    names refused fields, `preconditions` says which conditions (such as an alias's gates) do not
-    hold, `metadata` holds the rest, such as the names of the models that could have been meant.
+    names refused fields, `preconditions` says which conditions do not hold (of an alias's gates
+    "accuracy: 0.8 is not >= 0.9"), `metadata` holds the rest, such as the names of the models that could have been meant.
     """
 
     default_status = "UNKNOWN"

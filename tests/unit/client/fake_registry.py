@@ -167,6 +167,14 @@ class FakeRegistry:
         found = [a for n, a in sorted(self.aliases.items()) if n.startswith(f"{request.parent}/")]
         return registry_pb.ListAliasesResponse(aliases=found)
 
+    def GetTrafficPolicy(self, request: Any, context: Any) -> Any:  # noqa: N802
+        refuse(
+            context,
+            grpc.StatusCode.NOT_FOUND,
+            "there is none",
+            error_info("TRAFFIC_POLICY_NOT_FOUND"),
+        )
+
     def DeleteModelVersion(self, request: Any, context: Any) -> Any:  # noqa: N802
         del self.all_versions[request.name]
         return registry_pb.DeleteModelVersionResponse()

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from gristmill_client._config import DEFAULTS, client_version
-from gristmill_client.cli import doctor, inference, registry, serve
+from gristmill_client.cli import doctor, inference, pointing, registry, serve, working
 from gristmill_client.cli.hints import in_one_line
 from gristmill_client.cli.settings import Settings
 
@@ -29,8 +29,18 @@ app.command("show")(registry.show)
 app.command("rm")(registry.rm)
 app.command("run")(inference.run)
 app.command("classify")(inference.classify)
-app.command("promote")(registry.promote)
-app.command("watch")(registry.watch)
+app.command("promote")(pointing.promote)
+app.command("split")(pointing.split)
+app.command("history")(pointing.history)
+app.command("archive")(registry.archive)
+app.command("restore")(registry.restore)
+app.command("evaluate")(working.evaluate)
+app.command("convert")(working.convert)
+app.command("profile")(working.profile)
+app.command("import")(working.import_)
+app.command("sources")(working.sources)
+app.command("ops")(working.ops)
+app.command("watch")(pointing.watch)
 app.command("doctor")(doctor.doctor)
 
 

@@ -14,6 +14,9 @@ _BY_REASON = {
     "ALIAS_NOT_FOUND": "`gristmill promote MODEL VERSION` points `live` to a version",
     "MODEL_NOT_LOADED": "give it the alias `live` with `gristmill promote MODEL VERSION`",
     "WRONG_TASK": "`gristmill classify` is for classifiers, `gristmill run` for generators",
+    "SOURCE_NOT_FOUND": "`gristmill sources` lists the sources",
+    "OPERATION_NOT_FOUND": "`gristmill ops` lists the operations",
+    "TRAFFIC_POLICY_NOT_FOUND": "calls get `live`; `gristmill split MODEL 1=90 2=10` spreads them",
     "GATE_UNMET": "`gristmill show MODEL` lists the gates",
 }
 _BY_CLASS: dict[type[errors.GristmillError], str] = {

@@ -8,16 +8,26 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from gristmill_client import resources
 from gristmill_client._tally import OnProgress
 from gristmill_client.errors import GristmillError
+from gristmill_client.operations import OnOperation, OperationState
 
 
 def print_json(value: object, *, in_one_line: bool = False) -> None:
@@ -71,10 +81,10 @@ def moment(when: datetime | None) -> str:
 
 
 @contextmanager
-def transfer_bar(verb: str) -> Iterator[OnProgress | None]:
-    """A bar on stderr if that is a terminal, else nothing."""
+def transfer_bar(verb: str) -> Iterator[tuple[OnProgress | None, OnOperation | None]]:
+    """A bar on stderr if that is a terminal, else nothing: what hears of bytes, and of a check."""
     if not sys.stderr.isatty():
-        yield None
+        yield None, None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, TransferSpeedColumn(), console=Console(stderr=True)) as bar:
@@ -87,5 +97,25 @@ def transfer_bar(verb: str) -> Iterator[OnProgress | None]:
                 total=progress.all_size_bytes,
                 completed=progress.all_done_bytes,
             )
+
+        def on_check(state: OperationState[Any]) -> None:
+            bar.update(task, description=f"check {state.progress:.0%} {state.message}".rstrip())
+
+        yield on_progress, on_check
+
+
+@contextmanager
+def work_bar(verb: str) -> Iterator[OnOperation | None]:
+    """A bar for long work on stderr if that is a terminal, else nothing."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(verb, total=1.0)
+
+        def on_progress(state: OperationState[Any]) -> None:
+            description = f"{verb} {state.message}".rstrip()
+            bar.update(task, description=description, completed=state.progress)
 
         yield on_progress

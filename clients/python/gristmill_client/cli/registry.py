@@ -1,40 +1,84 @@
-"""The commands on the registry: pull, push, ls, show, rm, promote, watch."""
+"""The commands on models and versions: pull, push, ls, show, rm, archive, restore."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict, cast, get_args
 
 import typer
 
+from gristmill_client._manifest import MANIFEST, infer
+from gristmill_client._push import CHECK_TIMEOUT_S, OnCheck
+from gristmill_client._tally import OnProgress
+from gristmill_client.cli.describing import shares
 from gristmill_client.cli.output import moment, print_json, print_table, size, transfer_bar
-from gristmill_client.cli.settings import Json, ref_of, settings_of
-from gristmill_client.resources import Alias, Version, WatchEvent
+from gristmill_client.cli.settings import Json, Ref, ref_of, settings_of
+from gristmill_client.errors import NotFound
+from gristmill_client.resources import Alias, Task, Version
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model.")]
 ModelRef = Annotated[
     str, typer.Argument(metavar="MODEL[:VERSION|:ALIAS]", help="The model, or one version of it.")
 ]
+VersionRef = Annotated[
+    str, typer.Argument(metavar="MODEL[:VERSION]", help="The model, or one version of it.")
+]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help=f"One of {', '.join(get_args(Task))}.")
+]
+
+
+def task_of(text: str | None) -> Task | None:
+    if text is not None and text not in get_args(Task):
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(get_args(Task))}")
+    return cast("Task | None", text)
 
 
 def push(
     context: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(help="Folders, each with a model.yaml.")],
-    name: Annotated[str | None, typer.Option(help="Instead of the manifest's name.")] = None,
+    paths: Annotated[list[Path], typer.Argument(help="Model folders.")],
+    name: Annotated[
+        str | None, typer.Option(help="Instead of the manifest's name, or the folder's.")
+    ] = None,
+    task: TaskName = None,
     alias: Annotated[str | None, typer.Option(help="Point this alias to the version.")] = None,
+    repair: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL:VERSION", help="Send again what the registry lost of it."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Upload model folders, each as a version. What the registry has is not sent again."""
-    if name is not None and len(paths) > 1:
-        raise typer.BadParameter("--name is for one folder", param_hint="--name")
-    with settings_of(context).client() as client:
+    broken = ref_of(repair) if repair is not None else None
+    chosen = task_of(task)
+    if (name is not None or broken is not None) and len(paths) > 1:
+        raise typer.BadParameter("--name and --repair are for one folder")
+    if broken is not None and (broken.version is None or name or task or alias):
+        raise typer.BadParameter("--repair takes MODEL:VERSION and no other option")
+    settings = settings_of(context)
+    timeout = settings.timeout or CHECK_TIMEOUT_S
+    with settings.client() as client:
         for path in paths:
-            with transfer_bar("push") as on_progress:
-                version = client.models.push(path, name=name, alias=alias, on_progress=on_progress)
+            if broken is None:
+                _say_inferred(path, name, chosen)
+            with transfer_bar("push") as (on_progress, on_check):
+                hear = Hear(timeout=timeout, on_progress=on_progress, on_check=on_check)
+                if broken is not None and broken.version is not None:
+                    version = client.models.repair(path, broken.model, broken.version, **hear)
+                else:
+                    version = client.models.push(path, name=name, task=chosen, alias=alias, **hear)
             if json:
                 print_json(version)
             else:
                 typer.echo(f"{_summary(version)}{f', alias {alias}' if alias else ''}")
+
+
+class Hear(TypedDict):
+    """What push and repair take alike."""
+
+    timeout: float
+    on_progress: OnProgress | None
+    on_check: OnCheck | None
 
 
 def pull(
@@ -46,7 +90,7 @@ def pull(
     """Download the files of a version. Checks digests; goes on where it was cut."""
     ref = ref_of(model)
     folder = to or Path(ref.model)
-    with settings_of(context).client() as client, transfer_bar("pull") as on_progress:
+    with settings_of(context).client() as client, transfer_bar("pull") as (on_progress, _):
         version = client.models.pull(
             ref.model, folder, version=ref.version, alias=ref.alias, on_progress=on_progress
         )
@@ -61,15 +105,20 @@ def ls(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="List the versions of this model.")
     ] = None,
+    filter: Annotated[  # noqa: A002  # the option's name
+        str, typer.Option(help="Such as 'state = READY AND labels.team = \"nlp\"'.")
+    ] = "",
+    order_by: Annotated[str, typer.Option(help="Such as 'create_time desc'.")] = "",
     json: Json = False,
 ) -> None:
     """List the models, or the versions of one."""
     with settings_of(context).client() as client:
         if model is not None:
-            versions, aliases = client.models.versions(model), client.models.aliases(model)
+            versions = client.models.versions(model, filter, order_by)
+            aliases = client.models.aliases(model)
             print_json(versions) if json else _print_versions(versions, aliases)
             return
-        models = client.models.list()
+        models = client.models.list(filter, order_by)
     if json:
         print_json(models)
     else:
@@ -90,78 +139,71 @@ def show(context: typer.Context, model: ModelRef, json: Json = False) -> None:
             return
         found = client.models.get(ref.model)
         versions, aliases = client.models.versions(ref.model), client.models.aliases(ref.model)
+        policy = None
+        with suppress(NotFound):
+            policy = client.models.traffic_policy(ref.model)
     if json:
-        print_json({"model": found, "versions": versions, "aliases": aliases})
+        known = {"model": found, "versions": versions, "aliases": aliases}
+        print_json({**known, "traffic_policy": policy})
         return
     typer.echo(f"{found.name} ({found.task}) {found.description}".rstrip())
     _print_versions(versions, aliases)
     for alias in aliases:
         for gate in alias.gates:
             typer.echo(f"{alias.alias} needs {gate}")
+    if policy is not None:
+        typer.echo(f"split {shares(policy)}")
 
 
 def rm(
     context: typer.Context,
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL[:VERSION]", help="The model, or one version of it.")
-    ],
+    model: VersionRef,
     force: Annotated[bool, typer.Option("--force", help="Although it has versions.")] = False,
     json: Json = False,
 ) -> None:
     """Delete a model or a version."""
-    ref = ref_of(model)
-    if ref.alias is not None:
-        raise typer.BadParameter(f"{model!r} names an alias: rm takes MODEL or MODEL:VERSION")
+    ref = _version_ref(model)
     with settings_of(context).client() as client:
         client.models.delete(ref.model, ref.version, force=force)
     print_json({"deleted": model}) if json else typer.echo(f"deleted {model}")
 
 
-def promote(
+def archive(
     context: typer.Context,
-    model: Model,
-    version: Annotated[int, typer.Argument(min=1, help="The version.")],
-    alias: Annotated[str, typer.Option(help="The alias.")] = "live",
+    model: VersionRef,
     json: Json = False,
 ) -> None:
-    """Point an alias to a version."""
+    """Put a model or a version away: it keeps everything and is served no more."""
+    ref = _version_ref(model)
     with settings_of(context).client() as client:
-        moved = client.models.promote(model, version, alias)
-    print_json(moved) if json else typer.echo(f"{model}:{moved.alias} is version {moved.version}")
+        put_away = client.models.archive(ref.model, ref.version)
+    print_json(put_away) if json else typer.echo(f"archived {model}")
 
 
-def watch(
-    context: typer.Context,
-    models: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="Only these models.")
-    ] = None,
-    after: Annotated[
-        int | None, typer.Option(help="Begin after this revision, without a snapshot.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Print changes as they happen. With --json one object in each line."""
-    with (
-        settings_of(context).client() as client,
-        client.models.watch(after, names=models or ()) as events,
-    ):
-        for event in events:
-            if json:
-                print_json(event, in_one_line=True)
-            elif event.kind != "bookmark":
-                typer.echo(_event_line(event))
+def restore(context: typer.Context, model: VersionRef, json: Json = False) -> None:
+    """Take an archived model or version back."""
+    ref = _version_ref(model)
+    with settings_of(context).client() as client:
+        restored = client.models.restore(ref.model, ref.version)
+    print_json(restored) if json else typer.echo(f"restored {model}")
 
 
-def _event_line(event: WatchEvent) -> str:
-    parts = [str(event.revision), event.kind, event.name]
-    match event.resource:
-        case Alias(version=version):
-            parts.append(f"-> {version}")
-        case Version(state=state):
-            parts.append(state)
-    if event.actor:
-        parts.append(f"by {event.actor}")
-    return "  ".join(parts)
+def _version_ref(text: str) -> Ref:
+    ref = ref_of(text)
+    if ref.alias is not None:
+        raise typer.BadParameter(f"{text!r} names an alias: give MODEL or MODEL:VERSION")
+    return ref
+
+
+def _say_inferred(path: Path, name: str | None, task: Task | None) -> None:
+    """Without a model.yaml: what the folder is taken for."""
+    if not (path / MANIFEST).exists():
+        found = infer(path, name, task)
+        typer.echo(
+            f"{path} has no {MANIFEST}: pushed as {found.name}, task {found.task}; "
+            "the registry infers the rest",
+            err=True,
+        )
 
 
 def _summary(version: Version) -> str:

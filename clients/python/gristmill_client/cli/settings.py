@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -51,10 +52,15 @@ class Ref:
 
 
 def ref_of(text: str) -> Ref:
-    """Versions are decimal, so an alias is everything else."""
-    model, colon, selector = text.partition(":")
+    """Versions are decimal, so an alias is everything else; full names are taken too."""
+    short = re.sub(r"^models/([^/:]+)(?:/(?:versions|aliases)/([^/:]+))?$", _short, text)
+    model, colon, selector = short.partition(":")
     if not model or (colon and not selector):
         raise typer.BadParameter(f"{text!r} is not MODEL, MODEL:VERSION or MODEL:ALIAS")
     if selector.isdecimal():
         return Ref(model, version=int(selector))
     return Ref(model, alias=selector or None)
+
+
+def _short(found: re.Match[str]) -> str:
+    return f"{found[1]}:{found[2]}" if found[2] else found[1]
