@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from services.registry.worker.confine import Limits, confine
-from services.runtime.errors import GristmillError
+from services.runtime.errors import WORKER_MISSING, GristmillError
 
 Progress = Callable[[float, str], None]
 MODEL, DATA, OUT = "model", "data", "out"
@@ -38,6 +38,10 @@ def main() -> None:
     except GristmillError as error:
         kind = next(c.__name__ for c in type(error).__mro__ if c.__module__.endswith(".errors"))
         say({"error": {"kind": kind, "reason": error.reason_given, "message": error.message}})
+    except ImportError as error:
+        missing = f"this worker lacks {error.name}: install the extra `worker`"
+        said_so = {"kind": "FailedPrecondition", "reason": WORKER_MISSING, "message": missing}
+        say({"error": said_so})
     except MemoryError:
         say({"error": {"message": "the work needs more memory than it may use"}})
     said.close()

@@ -9,8 +9,8 @@ import pytest
 from services.inference.backends.onnx import OnnxBackend
 from services.inference.items import Encoded
 from services.inference.manifest import Manifest
-from services.registry.worker import compare, quantize
-from services.registry.worker.convert import MODEL, convert
+from services.inference.work import compare, quantize
+from services.inference.work.convert import MODEL, convert
 from services.runtime.errors import BackendFailed, FailedPrecondition, InvalidRequest
 from tests.unit.registry_worker.folders import Heard, built, linear
 

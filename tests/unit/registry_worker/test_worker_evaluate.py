@@ -10,9 +10,9 @@ from sklearn import metrics as reference
 
 from models.metrics import softmax
 from models.sentiment.encode import open_session, probabilities, tokenize
-from services.registry.worker import evaluate as module
-from services.registry.worker.evaluate import evaluate
-from services.registry.worker.examples import MAX_LINE_BYTES
+from services.inference.work import evaluate as module
+from services.inference.work.evaluate import evaluate
+from services.inference.work.examples import MAX_LINE_BYTES
 from services.runtime.errors import FailedPrecondition, InvalidRequest
 from tests.harness import soon
 from tests.unit.registry_worker.folders import LABELS, Heard, built, linear, lines

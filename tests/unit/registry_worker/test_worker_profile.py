@@ -9,8 +9,8 @@ from services.inference.fingerprint import fingerprint
 from services.inference.items import TextPairItem
 from services.inference.loading import load
 from services.inference.manifest import Manifest
-from services.registry.worker import samples
-from services.registry.worker.profile import profile
+from services.inference.work import samples
+from services.inference.work.profile import profile
 from services.runtime.errors import InvalidRequest
 from tests.unit.registry_worker.folders import Heard, built, declare, linear, lines
 

@@ -9,8 +9,8 @@ import pytest
 
 from services.inference.backend import TensorSpec
 from services.inference.manifest import Manifest
-from services.registry.worker import warm as module
-from services.registry.worker.warm import warm
+from services.inference.work import warm as module
+from services.inference.work.warm import warm
 from services.runtime.errors import (
     WORKER_MISSING,
     BackendFailed,

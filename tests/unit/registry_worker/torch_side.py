@@ -18,8 +18,8 @@ import transformers
 import yaml
 
 from services.inference.manifest import FILE_NAME, SCHEMA, Manifest
-from services.registry.worker.convert import convert
-from services.registry.worker.warm import warm
+from services.inference.work.convert import convert
+from services.inference.work.warm import warm
 from services.runtime.errors import GristmillError
 
 

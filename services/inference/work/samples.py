@@ -12,7 +12,7 @@ from services.inference.backend import TensorSpec
 from services.inference.items import Encoded, FeaturesItem, Item, TextItem, TextPairItem
 from services.inference.manifest import Manifest
 from services.inference.preprocessing import Preprocessor
-from services.registry.worker.examples import MAX_LINE_BYTES, item_in, object_in
+from services.inference.work.examples import MAX_LINE_BYTES, item_in, object_in
 from services.runtime.errors import GristmillError, InvalidRequest
 
 FILE_NAME = "samples.jsonl"

@@ -17,8 +17,8 @@ from services.inference.backend import Instance
 from services.inference.fingerprint import fingerprint
 from services.inference.loading import Loaded
 from services.inference.manifest import Manifest
-from services.registry.worker import samples
-from services.registry.worker.pace import Paced, Progress
+from services.inference.work import samples
+from services.inference.work.pace import Paced, Progress
 from services.runtime.errors import InvalidRequest
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)

@@ -16,9 +16,9 @@ from services.inference.manifest import Manifest
 from services.inference.meter import Meter
 from services.inference.scheduler import WINDOW_BATCHES
 from services.inference.scoring import probabilities
-from services.registry.worker.examples import Example, Examples, Labels
-from services.registry.worker.pace import Paced, Progress
-from services.registry.worker.scores import Scores
+from services.inference.work.examples import Example, Examples, Labels
+from services.inference.work.pace import Paced, Progress
+from services.inference.work.scores import Scores
 from services.runtime.admission import Admission, Cost, Limits
 from services.runtime.deadline import Deadline
 from services.runtime.errors import (

@@ -18,9 +18,9 @@ from services.inference.backend import Instance, TensorSpec
 from services.inference.backends.onnx import OnnxBackend
 from services.inference.items import pad
 from services.inference.manifest import FILE_NAME, Manifest
-from services.registry.worker import compare, quantize, samples
-from services.registry.worker.pace import Paced, Progress
-from services.registry.worker.warm import longest, need
+from services.inference.work import compare, quantize, samples
+from services.inference.work.pace import Paced, Progress
+from services.inference.work.warm import longest, need
 from services.runtime.errors import FailedPrecondition, InvalidRequest
 
 Kind = Literal["onnx", "onnx-int8-dynamic"]
@@ -111,7 +111,7 @@ def _export(
     if manifest.backend != "pytorch" or not (folder / "config.json").is_file():
         raise FailedPrecondition("ONNX is made of a Hugging Face folder with the backend pytorch")
     need("torch", "transformers", "safetensors", "onnx", "onnxscript")
-    from services.registry.worker.transformer import VERSIONS, Transformer
+    from services.inference.work.transformer import VERSIONS, Transformer
 
     model = Transformer(folder)
     source = _Source(folder, manifest, model, model.inputs)
