@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from gristmill_client import AsyncClient, Client
+
+from tests.unit.registry.parts import weights
+from tests.unit.registry.wire import RegistryProcess
 
 
 @dataclass
@@ -84,3 +89,27 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's GRISTMILL_* decides what a test sees."""
     for name in [name for name in os.environ if name.startswith("GRISTMILL_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
+    """A real registry that checks files and runs no model; each test has models of its own."""
+    made = RegistryProcess(tmp_path_factory.mktemp("registry"), "--worker=headers")
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def named(request: pytest.FixtureRequest) -> str:
+    """A model's name that no other test uses."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name).strip("-")[:100]
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A folder that says nothing of itself: two numbers in, two out."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(weights(b"bare"))
+    return folder
