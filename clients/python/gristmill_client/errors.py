@@ -35,7 +35,8 @@ class GristmillError(Exception):
     where the failure did not come from a Gristmill server. `retry_after` is in seconds, None where
     the server gave no hint. `request_id` finds the call in the server's log. `field_violations`
     names refused fields, `preconditions` says which conditions do not hold (of an alias's gates
-    "accuracy: 0.8 is not >= 0.9"), `metadata` holds the rest, such as the names of the models that could have been meant.
+    "accuracy: 0.8 is not >= 0.9"), `metadata` holds the rest, such as the names of the models that
+    could have been meant.
     """
 
     default_status = "UNKNOWN"

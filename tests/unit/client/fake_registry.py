@@ -241,6 +241,9 @@ class _FakeOperations:
     def __init__(self, registry: FakeRegistry) -> None:
         self._registry = registry
 
+    def GetOperation(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._registry.operation(request.name.removeprefix("operations/"))
+
     def WaitOperation(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._registry.calls.append("WaitOperation")
         return self._registry.operation(request.name.removeprefix("operations/"))

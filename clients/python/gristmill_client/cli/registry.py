@@ -199,9 +199,9 @@ def _say_inferred(path: Path, name: str | None, task: Task | None) -> None:
     """Without a model.yaml: what the folder is taken for."""
     if not (path / MANIFEST).exists():
         found = infer(path, name, task)
+        rest = "" if found.task == "dataset" else "; the registry infers the rest"
         typer.echo(
-            f"{path} has no {MANIFEST}: pushed as {found.name}, task {found.task}; "
-            "the registry infers the rest",
+            f"{path} has no {MANIFEST}: pushed as {found.name}, task {found.task}{rest}",
             err=True,
         )
 
