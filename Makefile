@@ -96,10 +96,10 @@ COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-
 lock: $(VENV)/.uv ## Renew the pinned dependencies
 	$(COMPILE) --extra dev -o requirements/dev.txt
 	$(COMPILE) --extra suite -c requirements/dev.txt -o requirements/suite.txt
-	for extra in classifier generator registry gateway models; do \
+	for extra in classifier generator registry worker gateway models; do \
 	  $(COMPILE) --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt; done
-	$(COMPILE) --extra worker -c requirements/dev.txt $(addprefix --no-emit-package ,$(ACCELERATED)) \
-	  -o requirements/worker.txt
+	$(COMPILE) --extra conversion -c requirements/dev.txt \
+	  $(addprefix --no-emit-package ,$(ACCELERATED)) -o requirements/conversion.txt
 
 BASE = $(shell sed -n 's/^ARG BASE=//p' services/registry/Dockerfile)
 
@@ -128,11 +128,11 @@ $(VENV)/.dev: $(VENV)/.suite requirements/dev.txt
 	$(BIN)/uv pip install --python $(PY) --require-hashes -r requirements/dev.txt
 	@touch $@
 
-# The registry's worker with torch, which nothing else here needs. torch stands outside the lock
+# A worker with torch, which nothing else here needs. torch stands outside the lock
 # because each accelerator has a build of its own: its version is pinned, its digest is the index's.
-$(WORKER)/.done: $(VENV)/.uv requirements/worker.txt
+$(WORKER)/.done: $(VENV)/.uv requirements/conversion.txt
 	$(BIN)/uv venv -q --clear --python $(PY) $(WORKER)
-	$(BIN)/uv pip install --python $(WORKER)/bin/python --require-hashes -r requirements/worker.txt
+	$(BIN)/uv pip install --python $(WORKER)/bin/python --require-hashes -r requirements/conversion.txt
 	$(BIN)/uv pip install --python $(WORKER)/bin/python 'torch==2.13.0'
 	$(BIN)/uv pip install -q --python $(WORKER)/bin/python $(LOCAL)
 	@touch $@

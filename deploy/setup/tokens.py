@@ -1,9 +1,9 @@
 """Writes the token files of a composed suite: the one token that its people know, and its own.
 
-    GRISTMILL_TOKEN=... python setup/tokens.py HASHES GATEWAY_TOKEN FOLLOWER_TOKEN
+    GRISTMILL_TOKEN=... python setup/tokens.py HASHES GATEWAY_TOKEN FOLLOWER_TOKEN WORKER_TOKEN
 
-What people present is kept as a hash. The gateway's token and that of the services that follow the
-registry are made here, known to nobody else, and kept, so that a later start locks nobody out.
+What people present is kept as a hash. The gateway's token, that of the services that follow the
+registry and that of its worker are made here, known to nobody else, and kept, so that a later start locks nobody out.
 """
 
 import json
@@ -16,7 +16,11 @@ from services.runtime.auth import Scope, TokenFile, token_hash
 
 LEAST_CHARACTERS = 16
 PEOPLE: list[Scope] = ["infer", "read", "admin"]
-OWN: dict[str, list[Scope]] = {"gateway": [*PEOPLE, "delegate"], "follower": ["read"]}
+OWN: dict[str, list[Scope]] = {
+    "gateway": [*PEOPLE, "delegate"],
+    "follower": ["read"],
+    "worker": ["read", "admin"],
+}
 
 
 def main(tokens: Path, own: dict[str, Path]) -> int:
@@ -55,5 +59,5 @@ def _write(file: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    hashes, gateway, follower = map(Path, sys.argv[1:])
-    sys.exit(main(hashes, {"gateway": gateway, "follower": follower}))
+    hashes, *files = map(Path, sys.argv[1:])
+    sys.exit(main(hashes, dict(zip(OWN, files, strict=True))))

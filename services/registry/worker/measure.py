@@ -12,7 +12,7 @@ from services.registry.worker.datasets import FILE_NAME
 
 def evaluate(folder: Path, job: dict[str, Any], progress: Progress) -> dict[str, float]:
     """The metrics of a version on a data set."""
-    from services.inference.work.evaluate import evaluate as run
+    from services.work.evaluate import evaluate as run
 
     prefix = job["request"].get("metric_prefix", "")
     return asyncio.run(run(folder / MODEL, folder / DATA / FILE_NAME, prefix, progress))
@@ -20,7 +20,7 @@ def evaluate(folder: Path, job: dict[str, Any], progress: Progress) -> dict[str,
 
 def profile(folder: Path, job: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The latency of a version on this host, and the figures to keep with it."""
-    from services.inference.work.profile import profile as run
+    from services.work.profile import profile as run
 
     request = job["request"]
     found = run(folder / MODEL, request["batch_sizes"], request["lengths"], progress)
@@ -39,7 +39,7 @@ def profile(folder: Path, job: dict[str, Any], progress: Progress) -> dict[str, 
 
 def convert(folder: Path, job: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """What a conversion made, in the folder `out`."""
-    from services.inference.work.convert import convert as run
+    from services.work.convert import convert as run
 
     request = job["request"]
     (folder / OUT).mkdir()

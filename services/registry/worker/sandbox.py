@@ -23,7 +23,10 @@ OnProgress = Callable[[float, str], None]
 MODULE = "services.registry.worker.child"
 MOST_LINE = 16 * 2**20
 _KEPT_LOG = 4000
-_PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH")
+_PASSED = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH"),
+    *("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"),
+)
 """Of the environment: nothing that could hold a secret, and nothing that points to a service."""
 _KINDS = {"InvalidRequest": InvalidRequest, "FailedPrecondition": FailedPrecondition}
 

@@ -31,7 +31,7 @@ def _run(
     folder: Path, manifest: Manifest, signature: SignatureRecord | None
 ) -> tuple[tuple[RejectionRecord, ...], SignatureRecord | None]:
     """What loading the model and one inference show."""
-    from services.inference.work.warm import warm  # imports model libraries
+    from services.work.warm import warm  # imports model libraries
 
     try:
         seen = warm(folder, manifest)

@@ -9,9 +9,9 @@ import pytest
 from services.inference.backends.onnx import OnnxBackend
 from services.inference.items import Encoded
 from services.inference.manifest import Manifest
-from services.inference.work import compare, quantize
-from services.inference.work.convert import MODEL, convert
 from services.runtime.errors import BackendFailed, FailedPrecondition, InvalidRequest
+from services.work import compare, quantize
+from services.work.convert import MODEL, convert
 from tests.unit.registry_worker.folders import Heard, built, linear
 
 WEIGHTS = np.random.default_rng(4).normal(size=(32, 3))

@@ -9,9 +9,9 @@ from services.inference.fingerprint import fingerprint
 from services.inference.items import TextPairItem
 from services.inference.loading import load
 from services.inference.manifest import Manifest
-from services.inference.work import samples
-from services.inference.work.profile import profile
 from services.runtime.errors import InvalidRequest
+from services.work import samples
+from services.work.profile import profile
 from tests.unit.registry_worker.folders import Heard, built, declare, linear, lines
 
 

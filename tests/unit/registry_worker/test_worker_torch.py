@@ -13,7 +13,7 @@ from models.sentiment.recipe import TOKENIZER
 from models.sources import SourceFile
 from services.inference.loading import load
 from services.inference.manifest import Manifest
-from services.inference.work.convert import convert
+from services.work.convert import convert
 from tests.unit.registry_worker.folders import REPOSITORY, Heard, built, lines
 
 PYTHON = REPOSITORY / ".venv-worker" / "bin" / "python"

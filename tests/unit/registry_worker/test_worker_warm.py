@@ -9,14 +9,14 @@ import pytest
 
 from services.inference.backend import TensorSpec
 from services.inference.manifest import Manifest
-from services.inference.work import warm as module
-from services.inference.work.warm import warm
 from services.runtime.errors import (
     WORKER_MISSING,
     BackendFailed,
     FailedPrecondition,
     InvalidRequest,
 )
+from services.work import warm as module
+from services.work.warm import warm
 from tests.unit.registry_worker.folders import built, declare, linear
 
 

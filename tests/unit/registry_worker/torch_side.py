@@ -18,9 +18,9 @@ import transformers
 import yaml
 
 from services.inference.manifest import FILE_NAME, SCHEMA, Manifest
-from services.inference.work.convert import convert
-from services.inference.work.warm import warm
 from services.runtime.errors import GristmillError
+from services.work.convert import convert
+from services.work.warm import warm
 
 
 def tiny(folder: str, tokenizer: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from services.inference.backend import TensorSpec
 from services.inference.items import Encoded, FeaturesItem, Item, TextItem, TextPairItem
 from services.inference.manifest import Manifest
 from services.inference.preprocessing import Preprocessor
-from services.inference.work.examples import MAX_LINE_BYTES, item_in, object_in
 from services.runtime.errors import GristmillError, InvalidRequest
+from services.work.examples import MAX_LINE_BYTES, item_in, object_in
 
 FILE_NAME = "samples.jsonl"
 SENTENCES = Path(__file__).with_name("samples.jsonl")

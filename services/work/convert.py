@@ -18,10 +18,10 @@ from services.inference.backend import Instance, TensorSpec
 from services.inference.backends.onnx import OnnxBackend
 from services.inference.items import pad
 from services.inference.manifest import FILE_NAME, Manifest
-from services.inference.work import compare, quantize, samples
-from services.inference.work.pace import Paced, Progress
-from services.inference.work.warm import longest, need
 from services.runtime.errors import FailedPrecondition, InvalidRequest
+from services.work import compare, quantize, samples
+from services.work.pace import Paced, Progress
+from services.work.warm import longest, need
 
 Kind = Literal["onnx", "onnx-int8-dynamic"]
 MODEL = "model.onnx"
@@ -111,7 +111,7 @@ def _export(
     if manifest.backend != "pytorch" or not (folder / "config.json").is_file():
         raise FailedPrecondition("ONNX is made of a Hugging Face folder with the backend pytorch")
     need("torch", "transformers", "safetensors", "onnx", "onnxscript")
-    from services.inference.work.transformer import VERSIONS, Transformer
+    from services.work.transformer import VERSIONS, Transformer
 
     model = Transformer(folder)
     source = _Source(folder, manifest, model, model.inputs)

@@ -17,9 +17,9 @@ from services.inference.backend import Instance
 from services.inference.fingerprint import fingerprint
 from services.inference.loading import Loaded
 from services.inference.manifest import Manifest
-from services.inference.work import samples
-from services.inference.work.pace import Paced, Progress
 from services.runtime.errors import InvalidRequest
+from services.work import samples
+from services.work.pace import Paced, Progress
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 LENGTHS = (16, 64, 128, 256)

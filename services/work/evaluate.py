@@ -16,9 +16,6 @@ from services.inference.manifest import Manifest
 from services.inference.meter import Meter
 from services.inference.scheduler import WINDOW_BATCHES
 from services.inference.scoring import probabilities
-from services.inference.work.examples import Example, Examples, Labels
-from services.inference.work.pace import Paced, Progress
-from services.inference.work.scores import Scores
 from services.runtime.admission import Admission, Cost, Limits
 from services.runtime.deadline import Deadline
 from services.runtime.errors import (
@@ -27,6 +24,9 @@ from services.runtime.errors import (
     GristmillError,
     InvalidRequest,
 )
+from services.work.examples import Example, Examples, Labels
+from services.work.pace import Paced, Progress
+from services.work.scores import Scores
 
 MAX_MESSAGE_ITEMS = 256
 # Nobody waits for one message of an evaluation; whoever waits for all of it can cancel it.

@@ -80,7 +80,7 @@ def _pytorch(folder: Path, manifest: Manifest) -> SignatureParts:
         raise FailedPrecondition(said, reason=WORKER_MISSING)
     from services.inference import preprocessing
     from services.inference.loading import warm_up_inputs
-    from services.inference.work.transformer import Transformer
+    from services.work.transformer import Transformer
 
     model = Transformer(folder)
     preprocessor = preprocessing.build(manifest, folder, model.inputs)
