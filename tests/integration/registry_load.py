@@ -489,6 +489,7 @@ class Killer:
         self._moments = moments
         self._done = 0
         self._killing: list[asyncio.Task[None]] = []
+        self._turn = asyncio.Lock()
 
     def count(self) -> None:
         """One more call ended."""
@@ -504,9 +505,8 @@ class Killer:
 
     async def _kill(self) -> None:
         replica = self._rng.choice(self._replicas)
-        if not replica.wire.done():
-            return
         # Not to synchronise: so that the kill falls into the middle of whatever is under way.
         await asyncio.sleep(self._rng.random() * 0.02)
-        await replica.kill()
-        await replica.start(self._rng.choice(TRANSPORTS))
+        async with self._turn:
+            await replica.kill()
+            await replica.start(self._rng.choice(TRANSPORTS))
