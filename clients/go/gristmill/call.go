@@ -89,6 +89,8 @@ type call struct {
 	tools      []*generatorv1.Tool
 	toolChoice *generatorv1.ToolChoice
 	etag       string
+	gates      []*registryv1.Gate
+	setGates   bool
 }
 
 func newCall[O interface{ apply(*call) }](opts []O) *call {

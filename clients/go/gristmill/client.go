@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -24,6 +25,7 @@ type Client struct {
 	classifier  classifierv1.ClassifierServiceClient
 	generator   generatorv1.GeneratorServiceClient
 	registry    registryv1.RegistryServiceClient
+	operations  longrunningpb.OperationsClient
 	connections []*grpc.ClientConn
 }
 
@@ -50,6 +52,7 @@ func New(opts ...Option) (*Client, error) {
 	c.classifier = classifierv1.NewClassifierServiceClient(classifier)
 	c.generator = generatorv1.NewGeneratorServiceClient(generator)
 	c.registry = registryv1.NewRegistryServiceClient(registry)
+	c.operations = longrunningpb.NewOperationsClient(registry)
 	return c, nil
 }
 
@@ -72,7 +75,7 @@ func (c *Client) Generator() generatorv1.GeneratorServiceClient { return c.gener
 func (c *Client) Registry() registryv1.RegistryServiceClient { return c.registry }
 
 // Models gives the models of the registry.
-func (c *Client) Models() *Models { return &Models{registry: c.registry} }
+func (c *Client) Models() *Models { return &Models{registry: c.registry, operations: c.operations} }
 
 func (c *Client) connect(s *settings, address string, contract protoreflect.FileDescriptor) (*grpc.ClientConn, error) {
 	deadlines := &deadlines{s.timeout, s.generateTimeout}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 
+	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	registryv1 "github.com/gristmill/gristmill/generated/go/gristmill/registry/v1"
@@ -13,42 +14,47 @@ import (
 // Models are the models that the registry keeps. A model is named by its id,
 // "sentiment", or in full, "models/sentiment".
 type Models struct {
-	registry registryv1.RegistryServiceClient
+	registry   registryv1.RegistryServiceClient
+	operations longrunningpb.OperationsClient
 }
 
-// ListOption narrows or orders what List gives.
-type ListOption func(*registryv1.ListModelsRequest)
+// listing is what options of a list say.
+type listing struct{ filter, orderBy string }
 
-// WithFilter lists models for which the conditions hold (AIP-160), such as
-// `task = TASK_GENERATION AND labels.team = "nlp"`.
+// ListOption narrows or orders what List, Versions and ListOperations give.
+type ListOption func(*listing)
+
+// WithFilter lists that for which the conditions hold (AIP-160), such as
+// `task = TASK_GENERATION AND labels.team = "nlp"` for models, `state = READY`
+// for versions; `done = false` is all that operations know.
 func WithFilter(filter string) ListOption {
-	return func(r *registryv1.ListModelsRequest) { r.Filter = filter }
+	return func(l *listing) { l.filter = filter }
 }
 
-// WithOrderBy orders by fields, such as "create_time desc". Without it: by name.
+// WithOrderBy orders models or versions by fields, such as "create_time desc".
+// Without it: models by name, versions newest first.
 func WithOrderBy(fields string) ListOption {
-	return func(r *registryv1.ListModelsRequest) { r.OrderBy = fields }
+	return func(l *listing) { l.orderBy = fields }
+}
+
+func newListing(opts []ListOption) *listing {
+	l := &listing{}
+	for _, opt := range opts {
+		opt(l)
+	}
+	return l
 }
 
 // List reads all models, page by page. Archived ones are among them only when
 // the filter names archive_time.
 func (m *Models) List(ctx context.Context, opts ...ListOption) ([]*registryv1.Model, error) {
-	request := &registryv1.ListModelsRequest{PageSize: 1000}
-	for _, opt := range opts {
-		opt(request)
-	}
-	var models []*registryv1.Model
-	for {
+	l := newListing(opts)
+	request := &registryv1.ListModelsRequest{PageSize: pageSize, Filter: l.filter, OrderBy: l.orderBy}
+	return pages(func(token string) ([]*registryv1.Model, string, error) {
+		request.PageToken = token
 		page, err := m.registry.ListModels(ctx, request)
-		if err != nil {
-			return nil, err
-		}
-		models = append(models, page.GetModels()...)
-		if page.GetNextPageToken() == "" {
-			return models, nil
-		}
-		request.PageToken = page.GetNextPageToken()
-	}
+		return page.GetModels(), page.GetNextPageToken(), err
+	})
 }
 
 // Get reads a model.
@@ -81,20 +87,30 @@ func WithETag(etag string) PromoteOption {
 	return promoteOption{func(c *call) { c.etag = etag }}
 }
 
-// Promote moves the alias "live", or the one of WithAlias, to a version and
-// leaves its gates as they are. A gate that does not hold refuses it; see
-// [IsGateUnmet].
+// WithGates replaces what must hold of a version before the alias moves to it,
+// also now: see [AtLeast], [AtMost], [AtLeastHolder] and [AtMostHolder]. With
+// none it removes all gates; without this option they stay as they are.
+func WithGates(gates ...*registryv1.Gate) PromoteOption {
+	return promoteOption{func(c *call) { c.gates, c.setGates = gates, true }}
+}
+
+// Promote moves the alias "live", or the one of WithAlias, to a version. A gate
+// that does not hold refuses it; see [IsGateUnmet].
 func (m *Models) Promote(ctx context.Context, model string, version uint32, opts ...PromoteOption) (*registryv1.Alias, error) {
 	call := newCall(opts)
 	alias := call.ref().GetAlias()
 	if alias == "" {
 		alias = "live"
 	}
+	mask := []string{"version"}
+	if call.setGates {
+		mask = append(mask, "gates")
+	}
 	response, err := m.registry.SetAlias(ctx, &registryv1.SetAliasRequest{
 		Alias: &registryv1.Alias{
-			Name: modelName(model) + "/aliases/" + alias, Version: version, Etag: call.etag,
+			Name: aliasName(model, alias), Version: version, Gates: call.gates, Etag: call.etag,
 		},
-		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"version"}},
+		UpdateMask: &fieldmaskpb.FieldMask{Paths: mask},
 		// With it a retry of a move whose answer was lost is no second move, and
 		// no failure of its etag.
 		RequestId: newRequestID(),

@@ -86,3 +86,40 @@ func TestSuiteRegistryResolvesWhatAnswers(t *testing.T) {
 		t.Errorf("got %v", resolved)
 	}
 }
+
+func TestSuiteRegistryTellsWhatWasServed(t *testing.T) {
+	client, ctx := suiteClient(t)
+	models := client.Models()
+	changes, err := models.History(ctx, "sentiment", gristmill.WithResource("aliases/live"))
+	if err != nil || len(changes) == 0 {
+		t.Fatalf("got %v, %v", changes, err)
+	}
+	moved := changes[0].GetCommitTime().AsTime()
+	at, err := models.At(ctx, "sentiment", moved.Add(time.Millisecond), "live")
+	if err != nil || at.GetAlias().GetVersion() != changes[0].GetAfter().GetAlias().GetVersion() {
+		t.Errorf("got %v, %v", at, err)
+	}
+	before, err := models.At(ctx, "sentiment", moved.Add(-time.Hour), "")
+	if err != nil || before != nil {
+		t.Errorf("got %v, %v", before, err)
+	}
+	versions, err := models.Versions(ctx, "sentiment", gristmill.WithFilter("state = READY"))
+	if err != nil || len(versions) == 0 {
+		t.Errorf("got %v, %v", versions, err)
+	}
+	if _, err := models.Sources(ctx); err != nil {
+		t.Error(err)
+	}
+	operations, err := models.ListOperations(ctx, gristmill.WithFilter("done = true"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, operation := range operations {
+		if err := operation.Wait(ctx); err != nil && operation.Kind == "finalize" {
+			t.Errorf("%s: %v", operation.Name, err)
+		}
+	}
+	if _, err := models.Operation(ctx, "evaluate.0000000000000000"); !gristmill.IsNotFound(err) {
+		t.Errorf("got %v", err)
+	}
+}
