@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.registry.jobs import MOST_ATTEMPTS, JobKind, OperationRecord
+from services.registry.jobs import MOST_ATTEMPTS, FailureRecord, JobKind, OperationRecord
 from services.registry.lifecycle import Lifecycle
 from services.registry.models import Models
 from services.registry.resources import (
@@ -43,9 +43,12 @@ class LocalDesk:
                 continue
             try:
                 return await self.assigned(record)
-            except NotFound:
+            except NotFound as gone:
                 # What it is about was deleted while it waited.
-                await self.lifecycle.give_up(record)
+                failure = FailureRecord(
+                    status="NOT_FOUND", reason=gone.reason_given, message=gone.message
+                )
+                await self.lifecycle.complete(record.name, record.lease, failure)
 
     async def assigned(self, record: OperationRecord) -> Assignment:
         """A leased operation with all that a worker needs to know."""

@@ -210,7 +210,9 @@ class Lifecycle:
         try:
             await get_version(write.connection, *version_key(record.subject))
         except NotFound as gone:
-            outcome = FailureRecord(status="NOT_FOUND", reason=gone.reason, message=gone.message)
+            outcome = FailureRecord(
+                status="NOT_FOUND", reason=gone.reason_given, message=gone.message
+            )
         if isinstance(outcome, FailureRecord):
             await self._fail(write, record, outcome)
         elif isinstance(outcome, Converted):

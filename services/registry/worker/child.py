@@ -26,7 +26,6 @@ def main() -> None:
     # A library that prints must not be taken for us.
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def say(words: dict[str, Any]) -> None:
         said.write(json.dumps(words) + "\n")
@@ -34,6 +33,8 @@ def main() -> None:
 
     try:
         confine(Limits(**job["limits"]))
+        # Not before: a filter of system calls holds for the threads that begin after it.
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         say({"result": do(job, lambda done, message: say({"progress": done, "message": message}))})
     except GristmillError as error:
         kind = next(c.__name__ for c in type(error).__mro__ if c.__module__.endswith(".errors"))
