@@ -8,6 +8,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -112,8 +113,11 @@ async def listed(
         query = query.where(where)
     if listing.after:
         query = query.where(_beyond(keys, listing.after))
-    for column, descending in keys:
+    for column, descending in keys[:-1]:
         query = query.order_by(column.is_(None), column.desc() if descending else column.asc())
+    # The last is the key itself, never NULL: said so plainly, the index can give the order.
+    column, descending = keys[-1]
+    query = query.order_by(column.desc() if descending else column.asc())
     found = (await connection.execute(query.limit(listing.size + 1))).all()
     shown = found[: listing.size]
     token = _token(tuple(shown[-1][1:]), listing.digest) if len(found) > len(shown) else ""
@@ -167,7 +171,9 @@ class _Sql:
         if condition.field.name == "name":
             value = str(value).removeprefix("models/")
         if condition.operator == ":":
-            return column.contains(value, autoescape=True)
+            # LIKE would tell capitals apart on one database only.
+            find = func.strpos if self._postgresql else func.instr
+            return find(column, value) > 0
         if condition.operator == "!=":
             return or_(column.is_(None), column != value)
         return _compare(column, condition.operator, value)
@@ -216,6 +222,13 @@ def _read_token(token: str, digest: str, held: Sequence[tuple[type, ...]]) -> tu
     if found[0] != digest:
         raise InvalidRequest.field("page_token", "belongs to a list with other filter or order")
     for value, types in zip(found[1:], held, strict=True):
-        if type(value) not in types or (type(value) is int and abs(value) >= 2**53):
+        if type(value) not in types or not _storable(value):
             raise InvalidRequest.field("page_token", "is not one that this server gave")
     return tuple(found[1:])
+
+
+def _storable(value: Value) -> bool:
+    """Whether a database takes a value: what it gave itself is always so."""
+    if isinstance(value, str):
+        return not re.search(r"[\0\ud800-\udfff]", value)
+    return not isinstance(value, int) or abs(value) < 2**31
