@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ OnProgress = Callable[[float, str], None]
 MODULE = "services.registry.worker.child"
 MOST_LINE = 16 * 2**20
 _KEPT_LOG = 4000
+_END_S = 1.0
+"""For a child that has said its last word, to end."""
 _PASSED = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH"),
     *("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"),
@@ -79,6 +82,9 @@ class Sandbox:
             try:
                 found = self._converse(process, job | {"folder": str(folder)}, on_progress)
             finally:
+                # One that ends by itself has a status of its own, which says more.
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_END_S)
                 stop.set()
                 watch.join()
                 process.wait()
