@@ -96,7 +96,7 @@ def _matching_version(manifest: Manifest, files: list[LocalFile]) -> Flow[Versio
     # The registry adds the manifest that it inferred.
     added = {MANIFEST} if manifest.inferred else set[str]()
     newest_ready = [version for version in recent if version.state == "READY"][:1]
-    unfinished = [version for version in recent if version.state == "UPLOADING"]
+    unfinished = [version for version in recent if version.state in ("UPLOADING", "VALIDATING")]
     for version in newest_ready + unfinished:
         if {(a.path, a.sha256) for a in version.artifacts if a.path not in added} == content:
             return version

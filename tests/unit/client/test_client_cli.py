@@ -221,12 +221,13 @@ def test_usage_and_success_have_their_codes(capsys: pytest.CaptureFixture[str]) 
 def test_an_interrupt_is_130(suite: Suite) -> None:
     gone = threading.Event()
 
-    def wait_for_the_end(context: Any) -> None:
-        if not context.add_callback(gone.set):  # it has gone already
-            gone.set()
+    def play(context: Any) -> Iterator[Any]:
+        # Before the first message: a call that ends right after it runs no further here.
+        context.add_callback(gone.set)
+        yield change(8)
         gone.wait(SOON_S)
 
-    suite.registry.watch_scripts = [script(change(8), then=wait_for_the_end)]
+    suite.registry.watch_scripts = [play]
     code = "from gristmill_client.cli import main; main()"
     command = [sys.executable, "-c", code, *suite.options(), "watch", "--after", "7"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +77,9 @@ def test_work_can_be_listed_and_ended(
     models = client.client.models
     with pytest.raises(DeadlineExceeded):
         client.run(models.push(bare, name=named, timeout=0.1))
+    with pytest.raises(DeadlineExceeded):  # the same version: its check goes on
+        client.run(models.push(bare, name=named, timeout=0.1))
+    assert [version.version for version in client.run(models.versions(named))] == [1]
     running = client.run(models.list_operations(done=False))
     (work,) = [each for each in running if each.subject == f"models/{named}/versions/1"]
     assert (work.kind, work.done, work.result) == ("finalize", False, None)
@@ -160,6 +167,26 @@ def test_work_that_ended_is_not_asked_for_again() -> None:
         next(flows.wait(state(done=True), 0.0, None))
     with pytest.raises(ServerError, match="without a result"):
         flows.result_of(ended.value.value)
+
+
+def test_an_interrupt_leaves_the_work_alone(shelf: RegistryProcess, bare: Path) -> None:
+    with Client(registry=shelf.target) as client:
+        with pytest.raises(DeadlineExceeded):
+            client.models.push(bare, name="interrupted", timeout=0.1)
+        name = "finalize.interrupted.1"
+        code = "from gristmill_client.cli import main; print(1, flush=True); main()"
+        command = [sys.executable, "-c", code, "--registry", shelf.target, "ops", name, "--wait"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(1.5)  # until it waits
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=SOON_S)
+        assert process.returncode == 130, err
+        assert b"Traceback" not in err
+        work = client.models.operation(name)
+        assert not work.cancel_requested
+        work.cancel()
 
 
 def test_a_wrong_address_is_told_at_once(twin: Make) -> None:
