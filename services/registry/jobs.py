@@ -34,8 +34,8 @@ MOST_ATTEMPTS = 3
 """Workers that may be lost over one job before it is given up."""
 KEPT = timedelta(days=30)
 """How long an operation that has ended is kept."""
-WAIT_S = 0.5
-"""Pause between looks at what another replica may have changed."""
+WAIT_S = 5.0
+"""Longest pause between looks: a lease runs out without anybody being told."""
 
 
 class FailureRecord(Record):
