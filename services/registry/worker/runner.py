@@ -33,7 +33,15 @@ from services.registry.worker.assignment import (
 from services.registry.worker.child import DATA, MODEL, OUT
 from services.registry.worker.sandbox import ChildLost, Sandbox
 from services.runtime import logs
-from services.runtime.errors import Conflict, DataLoss, Draining, GristmillError, NotFound
+from services.runtime.errors import (
+    Conflict,
+    DataLoss,
+    Draining,
+    GristmillError,
+    NotFound,
+    StorageFailed,
+    UpstreamUnavailable,
+)
 
 KINDS: tuple[JobKind, ...] = ("finalize", "convert", "evaluate", "profile")
 LEASE_WAIT_S = 30.0
@@ -106,7 +114,8 @@ class Runner:
                 outcome = working.result()
             with suppress(Conflict):  # somebody else has it: what was done here does not count
                 await self.desk.complete(job, outcome)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, UpstreamUnavailable, StorageFailed):
+            # Nothing was found out about the work: somebody may begin it anew.
             await _ended(working, keeping)
             with suppress(GristmillError):
                 await self.desk.release(job)
@@ -142,6 +151,8 @@ class Runner:
                 lost = RejectionRecord(path="", rule="digest", message=error.message)
                 return Validated((lost,), None)
             return _failure(error, "DATA_LOSS", error.reason_given)
+        except (UpstreamUnavailable, StorageFailed):
+            raise
         except GristmillError as error:
             return _failure(error, "FAILED_PRECONDITION", error.reason_given)
         except Exception:
