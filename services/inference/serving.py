@@ -330,7 +330,8 @@ class Serving(Generic[RunnerT]):
         if not keep:
             self._loaded.pop(loaded.key, None)
         _log.info("model unloaded", model=loaded.key[0], version=loaded.key[1])
-        self._settle()
+        # It may be wanted again since: what drains cannot be loaded beside itself.
+        await self.update(self._catalog)
 
     def _settle(self) -> None:
         """Bring aliases, health and metrics in line with what is ready; drain the rest."""
