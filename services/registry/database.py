@@ -20,12 +20,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from services.registry.tables import REGISTRY
 from services.runtime import logs
-from services.runtime.errors import StorageFailed, StorageFull, UpstreamUnavailable
+from services.runtime.errors import (
+    InvalidRequest,
+    StorageFailed,
+    StorageFull,
+    UpstreamUnavailable,
+)
 
 Dialect = Literal["sqlite", "postgresql"]
 CHANNEL = "gristmill_registry"
 RELISTEN_S = 1.0
 _DISK_FULL = "53100"
+_NO_VALUE = "22"
+"""The class of values that PostgreSQL does not take, such as a text with a NUL."""
 _MIGRATING = 7_203_114
 """The number of the lock that one replica holds while it migrates."""
 
@@ -139,6 +146,8 @@ def _translated() -> Any:
             raise StorageFull("the disk of the database is full; nothing was changed") from error
         if "disk i/o error" in said or "readonly database" in said:
             raise StorageFailed("the disk of the database failed") from error
+        if str(getattr(error.orig, "sqlstate", "") or "").startswith(_NO_VALUE):
+            raise InvalidRequest("a value is none that the database can hold") from error
         if error.connection_invalidated or "database is locked" in said or _away(error.orig):
             raise UpstreamUnavailable("the database did not answer") from error
         raise

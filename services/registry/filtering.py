@@ -58,6 +58,8 @@ class Order:
 
 def conditions(text: str, fields: Mapping[str, Kind]) -> tuple[Condition, ...]:
     """The conditions in a filter over `fields`, or InvalidRequest that says what is wrong."""
+    if "\0" in text:
+        raise _wrong("has a NUL in it")
     tokens = _tokens(text)
     found: list[Condition] = []
     at = 0

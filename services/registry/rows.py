@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Table, and_, select
+from sqlalchemy import BigInteger, Table, and_, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -41,7 +41,9 @@ async def get_model(connection: AsyncConnection, model: str) -> ModelRecord:
 
 async def get_version(connection: AsyncConnection, model: str, version: int) -> VersionRecord:
     """The version, or NotFound."""
-    query = select(VERSIONS.c.body).where(VERSIONS.c.model == model, VERSIONS.c.version == version)
+    # Callers may name numbers beyond the column's type.
+    number = literal(version, BigInteger)
+    query = select(VERSIONS.c.body).where(VERSIONS.c.model == model, VERSIONS.c.version == number)
     body = (await connection.execute(query)).scalar()
     if body is None:
         await get_model(connection, model)

@@ -4,6 +4,7 @@ A change gets the next revision of the one row that every writer holds locked, a
 never before that of the change before it: so the history can be asked for a moment.
 """
 
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ from services.registry.resources import (
 )
 from services.registry.rows import equals, in_utc, place
 from services.registry.tables import ARTIFACTS, CHANGES, REGISTRY, REQUESTS
-from services.runtime.errors import AlreadyExists
+from services.runtime.errors import AlreadyExists, InvalidRequest
 
 Clock = Callable[[], datetime]
 ResourceT = TypeVar("ResourceT", ModelRecord, VersionRecord, AliasRecord, TrafficPolicyRecord)
 REMEMBERED = timedelta(hours=24)
 """How long a request id holds a caller to its request."""
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""As JSON writes it. PostgreSQL reads no document that has one: each list would fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,8 @@ class Write:
         after = after.model_copy(update={"etag": secrets.token_hex(8)})
         table, key, columns = place(after)
         body = after.model_dump_json()
+        if _NUL.search(body):
+            raise InvalidRequest("a text has a NUL in it, which cannot be stored")
         if before is None:
             await self.connection.execute(insert(table).values(**key, **columns, body=body))
         else:
