@@ -2,6 +2,9 @@
 
 Each step on the disk that a publish takes is made to fail in turn, by strace, until a publish comes
 through without having met the fault. Then a full disk, and single bytes that rot.
+
+The short form takes at most 4 steps of each kind, spread from the first to the last: about half of
+the fsyncs, one in 12 of the database's writes, all of the others. `make soak` takes every one.
 """
 
 import asyncio
@@ -279,6 +282,7 @@ async def test_each_step_on_the_disk_fails_in_turn(
             told[said] += 1
     print(f"{call}: {len(chosen)} of {steps} steps, told {dict(told)}")
     assert sum(told.values()) >= (len(chosen) + 1) // 2, "too few steps failed"
+    # A step whose failure stays without consequence is one that was taken again: the end of a check.
     assert told.keys() <= {"UNAVAILABLE/STORAGE_FAILED", "nothing"}
 
 

@@ -13,7 +13,7 @@ from tests.integration.registry_load import Replica, round_of, stage
 from tests.postgres import postgres
 from tests.unit.registry.wire import RegistryProcess
 
-CALLS, KILLS = 320, 2
+CALLS, KILLS = 256, 2
 SEEDS = [
     *range(10),
     *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(10, 200)),
