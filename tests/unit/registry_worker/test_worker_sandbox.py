@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,15 @@ from tests.unit.registry_worker.folders import REPOSITORY, built
 CONFINED = "from services.registry.worker.confine import Limits, confine\nconfine(Limits({}))\n"
 LONG = {"batch_sizes": list(range(1, 400)), "lengths": [1], "version": 1}
 """A profile that takes minutes."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let the children compile what they import once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("compiled")))
+        yield
 
 
 class Told(list[tuple[float, str]]):
