@@ -282,7 +282,7 @@ async def test_each_step_on_the_disk_fails_in_turn(
             told[said] += 1
     print(f"{call}: {len(chosen)} of {steps} steps, told {dict(told)}")
     assert sum(told.values()) >= (len(chosen) + 1) // 2, "too few steps failed"
-    # A step whose failure stays without consequence is one that was taken again: the end of a check.
+    # A failure that no client hears of is one of a step that is taken again: the end of a check.
     assert told.keys() <= {"UNAVAILABLE/STORAGE_FAILED", "nothing"}
 
 
