@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from services.registry.worker.confine import Limits, confine
+from services.registry.worker.folders import MODEL, Progress
 from services.runtime.errors import WORKER_MISSING, GristmillError
-
-Progress = Callable[[float, str], None]
-MODEL, DATA, OUT = "model", "data", "out"
-"""Folders of a job: the version's files, those of a data set, and what a conversion makes."""
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from services.registry.resources import RejectionRecord, SignatureRecord
-from services.registry.worker.child import Progress
+from services.registry.worker.folders import Progress
 
 FILE_NAME = "data.jsonl"
 MOST_LABELS = 4096

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from services.registry.resources import PointRecord, ProfileRecord
-from services.registry.worker.child import DATA, MODEL, OUT, Progress
 from services.registry.worker.datasets import FILE_NAME
+from services.registry.worker.folders import DATA, MODEL, OUT, Progress
 
 
 def evaluate(folder: Path, job: dict[str, Any], progress: Progress) -> dict[str, float]:

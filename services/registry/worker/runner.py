@@ -30,7 +30,7 @@ from services.registry.worker.assignment import (
     Profiled,
     Validated,
 )
-from services.registry.worker.child import DATA, MODEL, OUT
+from services.registry.worker.folders import DATA, MODEL, OUT
 from services.registry.worker.sandbox import ChildLost, Sandbox
 from services.runtime import logs
 from services.runtime.errors import (

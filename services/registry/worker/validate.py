@@ -7,7 +7,7 @@ from services.inference.manifest import Manifest
 from services.registry import checks
 from services.registry.resources import RejectionRecord, SignatureRecord, TensorRecord
 from services.registry.worker import datasets
-from services.registry.worker.child import Progress
+from services.registry.worker.folders import Progress
 from services.runtime.errors import FailedPrecondition, GristmillError
 
 
