@@ -41,7 +41,7 @@ LABELLED = "".join(json.dumps({"features": f, "label": label}) + "\n" for f, lab
 TEXTS = "".join(
     json.dumps({"text": f"the film of year {n} was {word} in each of its scenes", "label": label})
     + "\n"
-    for n in range(600)
+    for n in range(300)
     for word, label in (("wonderful", "positive"), ("awful", "negative"))
 )
 """More than a worker is through with in two renewals of its lease."""
@@ -478,7 +478,7 @@ async def test_a_registry_that_dies_takes_the_work_up_again(
     process.start()
     async with process.connected() as again:
         version = await version_of(again, operation)
-        assert version.metrics["examples"] == 1200
+        assert version.metrics["examples"] == 600
         assert await again.get(model.name) == version
         await told_once(again, model.name)
 
@@ -552,7 +552,7 @@ async def test_what_a_lost_worker_had_in_hand_another_does(tmp_path: Path) -> No
                 first.kill()
             with worker(process, tmp_path / "second"):
                 version = await version_of(wire, operation)
-                assert version.metrics["examples"] == 1200
+                assert version.metrics["examples"] == 600
                 assert version.state == READY
                 await told_once(wire, model.name)
 
@@ -562,7 +562,7 @@ async def test_a_worker_that_is_asked_to_end_gives_its_work_back(tmp_path: Path)
         async with process.connected() as wire:
             with worker(process, tmp_path / "first") as first:
                 iris = await published(wire, "handed", files(built("iris")))
-                operation = await profiling(wire, iris.name, list(range(1, 17)), [])
+                operation = await profiling(wire, iris.name, list(range(1, 5)), [])
                 until = time.monotonic() + SOON_S
                 while not list((tmp_path / "first" / "scratch").glob("job-*/child.log")):
                     assert time.monotonic() < until, "it did not begin"
