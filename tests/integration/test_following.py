@@ -199,7 +199,9 @@ async def test_a_follower_starts_from_what_it_remembers_while_the_registry_is_aw
             await again.alias(2)
             await follower.reaches(again)
         assert follower.lives("m") == [1, 2]
-        assert contents(await follower.client.fetch(other))["model.onnx"] == weights(b"never fetched")
+        assert contents(await follower.client.fetch(other))["model.onnx"] == weights(
+            b"never fetched"
+        )
 
 
 async def test_a_registry_that_begins_anew_is_believed(

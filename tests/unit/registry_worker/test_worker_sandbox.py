@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from services.registry.worker.child import MODEL
 from services.registry.worker.confine import Limits
+from services.registry.worker.folders import MODEL
 from services.registry.worker.sandbox import MODULE, ChildLost, Sandbox
 from services.runtime.errors import FailedPrecondition, InvalidRequest
 from tests.harness import SOON_S, soon
