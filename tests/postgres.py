@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for a test session: a cluster of its own, on loopback, ended by its id."""
+"""A real PostgreSQL server for tests: a cluster of its own, on loopback, ended by its id."""
 
 import os
 import pwd

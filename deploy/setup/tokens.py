@@ -2,8 +2,9 @@
 
     GRISTMILL_TOKEN=... python setup/tokens.py HASHES GATEWAY_TOKEN FOLLOWER_TOKEN WORKER_TOKEN
 
-What people present is kept as a hash. The gateway's token, that of the services that follow the
-registry and that of its worker are made here, known to nobody else, and kept, so that a later start locks nobody out.
+What people present is kept as a hash. The tokens of the gateway, of the services that follow the
+registry and of its worker are made here, known to nobody else, and kept, so that a later start
+locks nobody out.
 """
 
 import json
