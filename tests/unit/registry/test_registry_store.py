@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.registry.listing import Listing
-from services.registry.resources import ChangeRecord, ModelRecord, VersionRecord
+from services.registry.resources import ChangeRecord, ModelRecord, SplitRecord, VersionRecord
 from services.registry.store import Author
 from services.runtime.errors import (
     AlreadyExists,
@@ -23,6 +23,7 @@ from tests.unit.registry.parts import Parts, artifact, by, opened
 
 Attempt = Callable[[Parts, Author, bool], Awaitable[Any]]
 M, V1, LIVE = "models/m", "models/m/versions/1", "models/m/aliases/live"
+POLICY = "models/m/trafficPolicy"
 
 
 async def changes(parts: Parts, after: int = 0) -> list[ChangeRecord]:
@@ -63,7 +64,27 @@ ATTEMPTS: dict[str, Attempt] = {
         a, "models/m/aliases/next", 2, None, "", dry=dry
     ),
     "delete_alias": lambda p, a, dry: p.pointers.delete_alias(a, LIVE, "", dry=dry),
+    "set_policy": lambda p, a, dry: p.pointers.set_policy(
+        a, POLICY, (SplitRecord(version=2, weight=1),), "x-user", 1, "", dry=dry
+    ),
+    "archive_model": lambda p, a, dry: p.models.archive_model(a, M, "", restore=False),
+    "archive_version": lambda p, a, dry: p.models.archive_version(
+        a, "models/m/versions/2", "", restore=False
+    ),
+    "delete_policy": lambda p, a, dry: p.pointers.delete_policy(a, POLICY, "", dry=dry),
+    "restore_model": lambda p, a, dry: p.models.archive_model(a, M, "", restore=True),
+    "restore_version": lambda p, a, dry: p.models.archive_version(
+        a, "models/m/versions/2", "", restore=True
+    ),
 }
+PREPARED: dict[str, Attempt] = {
+    "delete_policy": ATTEMPTS["set_policy"],
+    "restore_model": ATTEMPTS["archive_model"],
+    "restore_version": ATTEMPTS["archive_version"],
+}
+"""What must have been done before an attempt."""
+NO_TRIAL = {"archive_model", "archive_version", "restore_model", "restore_version"}
+"""What cannot be tried without doing it."""
 EXPECTED: dict[str, list[tuple[str, str]]] = {
     "create_model": [("created", "models/new")],
     "update_model": [("updated", M)],
@@ -80,12 +101,26 @@ EXPECTED: dict[str, list[tuple[str, str]]] = {
     "move_alias": [("updated", LIVE)],
     "create_alias": [("created", "models/m/aliases/next")],
     "delete_alias": [("deleted", LIVE)],
+    "set_policy": [("created", POLICY)],
+    "archive_model": [("updated", M)],
+    "archive_version": [("updated", "models/m/versions/2")],
+    "delete_policy": [("deleted", POLICY)],
+    "restore_model": [("updated", M)],
+    "restore_version": [("updated", "models/m/versions/2")],
 }
 each_attempt = pytest.mark.parametrize("name", ATTEMPTS)
+each_trial = pytest.mark.parametrize("name", [name for name in ATTEMPTS if name not in NO_TRIAL])
+
+
+async def prepared(parts: Parts, name: str) -> None:
+    """Do what an attempt goes on from."""
+    if name in PREPARED:
+        await PREPARED[name](parts, by(), False)
 
 
 @each_attempt
 async def test_a_write_records_each_change_with_who_made_it(stocked: Parts, name: str) -> None:
+    await prepared(stocked, name)
     before = await stocked.store.revision()
     old = {resource.name: resource for resource in (await stocked.store.snapshot()).resources}
     told: list[int] = []
@@ -108,8 +143,9 @@ async def test_a_write_records_each_change_with_who_made_it(stocked: Parts, name
     assert len({change.commit_time for change in made}) == 1
 
 
-@each_attempt
+@each_trial
 async def test_a_trial_says_what_would_be_and_changes_nothing(stocked: Parts, name: str) -> None:
+    await prepared(stocked, name)
     before = await everything(stocked)
     told: list[int] = []
     stocked.store.on_change.append(told.append)
@@ -127,7 +163,7 @@ async def test_a_trial_says_what_would_be_and_changes_nothing(stocked: Parts, na
         assert trial.model_copy(update=own) == real.model_copy(update=own)
 
 
-@each_attempt
+@each_trial
 async def test_a_trial_fails_as_the_real_thing_would(parts: Parts, name: str) -> None:
     """Of a registry that is empty but for a model called "new"."""
     await parts.model("new")
@@ -144,6 +180,7 @@ async def test_a_repetition_changes_nothing_more_even_after_a_restart(
     copied: Place, name: str
 ) -> None:
     async with opened(copied.root, database=copied.database) as parts:
+        await prepared(parts, name)
         first = await ATTEMPTS[name](parts, by("r1"), False)
         before = await everything(parts)
         assert await ATTEMPTS[name](parts, by("r1", call="other"), False) == first
@@ -155,6 +192,7 @@ async def test_a_repetition_changes_nothing_more_even_after_a_restart(
 
 @each_attempt
 async def test_a_request_id_is_held_to_its_request(stocked: Parts, name: str) -> None:
+    await prepared(stocked, name)
     await stocked.models.create_model(by("r1"), "first", "generation", "", {}, dry=False)
     before = await everything(stocked)
     for author in (by("r1", digest="another"), Author("ann", "c", "r1", "/another/Method", "d")):
@@ -167,6 +205,7 @@ async def test_a_request_id_is_held_to_its_request(stocked: Parts, name: str) ->
 
 @each_attempt
 async def test_of_equal_requests_at_once_one_is_carried_out(stocked: Parts, name: str) -> None:
+    await prepared(stocked, name)
     before = await stocked.store.revision()
     await asyncio.gather(*(ATTEMPTS[name](stocked, by("r1"), False) for _ in range(4)))
     assert await said(stocked, before) == EXPECTED[name]
@@ -185,6 +224,11 @@ ETAGGED: dict[str, tuple[str, Callable[[Parts, str], Awaitable[Any]]]] = {
     ),
     "set_alias": (LIVE, lambda p, e: p.pointers.set_alias(by(), LIVE, 2, None, e, dry=False)),
     "delete_alias": (LIVE, lambda p, e: p.pointers.delete_alias(by(), LIVE, e, dry=False)),
+    "archive_model": (M, lambda p, e: p.models.archive_model(by(), M, e, restore=False)),
+    "archive_version": (
+        "models/m/versions/2",
+        lambda p, e: p.models.archive_version(by(), "models/m/versions/2", e, restore=False),
+    ),
 }
 
 
@@ -332,6 +376,10 @@ async def test_what_is_missing_is_named(parts: Parts) -> None:
         (parts.store.alias("m", "live"), "ALIAS_NOT_FOUND", ("alias", LIVE)),
         (parts.store.versions("x", Listing(9)), "MODEL_NOT_FOUND", ("model", "models/x")),
         (parts.store.aliases("x", "", 9), "MODEL_NOT_FOUND", ("model", "models/x")),
+        (parts.store.policy("x"), "MODEL_NOT_FOUND", ("model", "models/x")),
+        (parts.store.policy("m"), "TRAFFIC_POLICY_NOT_FOUND", ("traffic_policy", POLICY)),
+        (parts.store.resolve("m", 0, ""), "ALIAS_NOT_FOUND", ("alias", LIVE)),
+        (parts.store.batch_versions([("m", 1)]), "VERSION_NOT_FOUND", ("version", V1)),
     ):
         with pytest.raises(NotFound) as caught:
             await reading
