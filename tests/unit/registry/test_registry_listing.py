@@ -243,7 +243,7 @@ async def test_filter_and_order_are_those_of_plain_python(parts: Parts, kind: Ki
     rng = random.Random(kind)
     records = await filled(parts, kind, rng)
     shown = 0
-    for _ in range(70):
+    for _ in range(60):
         conditions = [some_condition(rng, kind) for _ in range(rng.choice((0, 1, 1, 1, 2, 3)))]
         filter_, order_by = " AND ".join(conditions), some_order(rng, kind)
         wanted = expected(records, kind, filter_, order_by)
@@ -261,7 +261,7 @@ async def test_pages_together_are_the_whole_list_under_each_order(parts: Parts, 
     keys["metrics"] = [f"metrics.{key}" for key in METRICS]
     named = [one for field in fields for one in keys.get(field, [field])]
     orders = [f"{one}{way}" for one in named for way in ("", " desc")]
-    orders += [some_order(rng, kind) for _ in range(10)]
+    orders = rng.sample(orders, 14) + [some_order(rng, kind) for _ in range(6)]
     for order_by in orders:
         wanted = expected(records, kind, "", order_by)
         assert await names(parts, kind, "", order_by, size=4) == wanted, order_by
