@@ -33,7 +33,7 @@ KINDS: tuple[JobKind, ...] = get_args(JobKind)
 MOST_ATTEMPTS = 3
 """Workers that may be lost over one job before it is given up."""
 KEPT = timedelta(days=30)
-"""How long an operation that has ended is kept."""
+"""How long an operation is kept, from when it was begun, once it has ended."""
 WAIT_S = 5.0
 """Longest pause between looks: a lease runs out without anybody being told."""
 

@@ -30,7 +30,6 @@ from services.registry.worker.assignment import Converted, Evaluated, Outcome, P
 from services.runtime.errors import (
     WRONG_TASK,
     FailedPrecondition,
-    InvalidRequest,
     NotFound,
 )
 
@@ -127,7 +126,14 @@ class Lifecycle:
 
     async def await_version(self, write: Write, record: OperationRecord, name: str) -> None:
         """Begin the check of a version that a job made; the job ends with it."""
+        model = record.subject.split("/")[1]
         version = await get_version(write.connection, *version_key(name))
+        if version.model != model or version.state != "uploading":
+            said = f"{name} is no version that this work could have made: it is {version.state}"
+            reason = FailedPrecondition.reason
+            failure = FailureRecord(status="FAILED_PRECONDITION", reason=reason, message=said)
+            await self._fail(write, record, failure)
+            return
         await write.save(version, version.model_copy(update={"state": "validating"}))
         await self._begin_finalize(write, version, parent=record.name)
         await self.jobs.suspend(write, record, {"version": name})
@@ -248,7 +254,11 @@ class Lifecycle:
         before = await get_version(write.connection, *version_key(record.subject))
         metrics = {**before.metrics, **outcome.metrics}
         if len(metrics) > MOST_METRICS:
-            raise InvalidRequest.field("metrics", f"would be more than {MOST_METRICS}")
+            said = f"{record.subject} would have more than {MOST_METRICS} metrics"
+            reason = FailedPrecondition.reason
+            failure = FailureRecord(status="FAILED_PRECONDITION", reason=reason, message=said)
+            await self._fail(write, record, failure)
+            return
         saved = await write.save(before, before.model_copy(update={"metrics": metrics}))
         result: dict[str, Any] = {"version": saved.model_dump(mode="json")}
         if isinstance(outcome, Profiled):

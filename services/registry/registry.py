@@ -26,7 +26,7 @@ from services.registry.storage.blobs import Blobs, open_blobs
 from services.registry.storage.collect import Collector
 from services.registry.store import Store, utc_now
 from services.registry.watch import Watch
-from services.registry.worker.confine import Limits
+from services.registry.worker.confine import Limits, keep_from_children
 from services.registry.worker.runner import Runner
 from services.registry.worker.sandbox import Sandbox
 from services.registry.worker_calls import WorkerServicer
@@ -76,6 +76,7 @@ class Registry:
         self.database.listen(self.store.changed)
         metrics.REVISION.set(await self.store.revision())
         if self.config.worker != "external":
+            keep_from_children()
             self._run(self.runner().run())
         self._run(self.importer().run())
         self._run(self._keep_house())

@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 
 from services.registry.worker.config import WorkerConfig
-from services.registry.worker.confine import Limits
+from services.registry.worker.confine import Limits, keep_from_children
 from services.registry.worker.remote import RemoteDesk
 from services.registry.worker.runner import Runner
 from services.registry.worker.sandbox import Sandbox
@@ -27,6 +27,7 @@ async def run(config: WorkerConfig) -> None:
     )
     if config.scratch_dir is not None:
         config.scratch_dir.mkdir(parents=True, exist_ok=True)
+    keep_from_children()
     runner = Runner(
         RemoteDesk(channel), sandbox, allow_pickle=config.allow_pickle, scratch=config.scratch_dir
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from services.registry.worker.confine import Limits, confine
-from services.registry.worker.folders import MODEL, Progress
+from services.registry.worker.folders import MODEL, OUT, TEMPORARY, Progress
 from services.runtime.errors import WORKER_MISSING, GristmillError
 
 
@@ -29,7 +29,10 @@ def main() -> None:
         said.flush()
 
     try:
-        confine(Limits(**job["limits"]))
+        folder = Path(job["folder"])
+        # OpenVINO opens a GGUF for writing, though it only reads it.
+        writable = [folder / OUT, folder / TEMPORARY, *(folder / MODEL).glob("*.gguf")]
+        confine(Limits(**job["limits"]), writable, [folder])
         # Not before: a filter of system calls holds for the threads that begin after it.
         threading.Thread(target=_end_with_parent, daemon=True).start()
         say({"result": do(job, lambda done, message: say({"progress": done, "message": message}))})

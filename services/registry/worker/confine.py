@@ -1,4 +1,4 @@
-"""What a process gives up before it opens a model: memory, time, the network, other programs.
+"""What a process gives up before it opens a model: memory, time, network, programs, files.
 
 Knows no model. Called in the child itself, before it reads its first file, and for good: limits and
 system call filters can be tightened and never loosened.
@@ -10,16 +10,28 @@ import os
 import platform
 import resource
 import struct
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+
+import services
+from services.registry.worker.landlock import allow_only
 
 # <linux/prctl.h>, <linux/seccomp.h>, <linux/audit.h> and <linux/bpf_common.h>.
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EACCES
 _LOAD, _EQUAL, _AT_LEAST, _GIVE = 0x20, 0x15, 0x35, 0x06
-_NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
-_AF_UNIX = 1
+_PR_SET_DUMPABLE, _CAPABILITIES_V3 = 4, 0x20080522
+_NUMBER_AT, _ARCHITECTURE_AT = 0, 4
 _X32 = 0x40000000
 """From here on stand the same calls again, for programs with short pointers."""
+
+_SYSTEM = (
+    *("/usr", "/lib", "/lib64", "/proc", "/sys", "/dev/urandom", "/dev/random"),
+    *("/etc/ld.so.cache", "/etc/localtime", "/etc/os-release", "/etc/passwd"),
+)
+_WRITABLE = ("/dev/null", "/dev/shm")  # noqa: S108  # OpenMP registers itself there
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +39,14 @@ class _Machine:
     """Numbers of system calls on one kind of processor."""
 
     audit: int
-    socket: int
     refused: tuple[int, ...]
-    """execve, execveat, ptrace, process_vm_readv, process_vm_writev, io_uring_setup, bpf, mount."""
+    """socket, execve, execveat, ptrace, process_vm_readv, process_vm_writev, io_uring_setup, bpf,
+    mount, kill, pidfd_open. A process may still end itself: abort uses another call."""
 
 
 _MACHINES = {
-    "x86_64": _Machine(0xC000003E, 41, (59, 322, 101, 310, 311, 425, 321, 165)),
-    "aarch64": _Machine(0xC00000B7, 198, (221, 281, 117, 270, 271, 425, 280, 40)),
+    "x86_64": _Machine(0xC000003E, (41, 59, 322, 101, 310, 311, 425, 321, 165, 62, 434)),
+    "aarch64": _Machine(0xC00000B7, (198, 221, 281, 117, 270, 271, 425, 280, 40, 129, 434)),
 }
 
 
@@ -49,8 +61,12 @@ class Limits:
     """The largest file that it may write."""
 
 
-def confine(limits: Limits) -> None:
-    """Give all of it up; OSError where the kernel cannot hold this process to it."""
+def confine(limits: Limits, writable: Iterable[Path] = (), readable: Iterable[Path] = ()) -> None:
+    """Give all of it up; OSError where the kernel cannot hold this process to it.
+
+    Of files there stay the interpreter with its packages, what the machine says of itself, and
+    those named; where the kernel has no Landlock, all.
+    """
     for what, most in (
         (resource.RLIMIT_DATA, limits.memory_bytes),
         (resource.RLIMIT_CPU, limits.cpu_s),
@@ -60,7 +76,24 @@ def confine(limits: Limits) -> None:
         _, hard = resource.getrlimit(what)
         least = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (least, least))
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    own = [Path(sys.prefix), Path(sys.base_prefix), Path(services.__path__[0])]
+    packages = [Path(place) for place in sys.path if place.endswith("-packages")]
+    system = [Path(place) for place in _SYSTEM]
+    allow_only([*own, *packages, *system, *readable], [*writable, *map(Path, _WRITABLE)])
+    _drop_capabilities()
     _filter_calls()
+
+
+def keep_from_children() -> None:
+    """Close this process's memory and environment to processes of the same user."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def _drop_capabilities() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capset(struct.pack("=Ii", _CAPABILITIES_V3, 0), bytes(24)) != 0:
+        raise OSError(ctypes.get_errno(), "capabilities cannot be given up")
 
 
 def _filter_calls() -> None:
@@ -72,12 +105,11 @@ def _filter_calls() -> None:
     # struct sock_fprog: the number of instructions, padding, and where they are.
     filter_ = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
     place = ctypes.create_string_buffer(filter_, len(filter_))
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(place))
 
 
 def _program(machine: _Machine) -> bytes:
-    """Classic BPF: sockets only of the family unix, no other program, no reaching into others."""
+    """Classic BPF: no socket, no other program, no reaching into other processes."""
     steps = [
         (_LOAD, 0, 0, _ARCHITECTURE_AT),
         (_EQUAL, 1, 0, machine.audit),
@@ -88,14 +120,7 @@ def _program(machine: _Machine) -> bytes:
     ]
     for number in machine.refused:
         steps += [(_EQUAL, 0, 1, number), (_GIVE, 0, 0, _REFUSE)]
-    steps += [
-        (_EQUAL, 1, 0, machine.socket),
-        (_GIVE, 0, 0, _ALLOW),
-        (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
-        (_EQUAL, 1, 0, _AF_UNIX),
-        (_GIVE, 0, 0, _REFUSE),
-        (_GIVE, 0, 0, _ALLOW),
-    ]
+    steps.append((_GIVE, 0, 0, _ALLOW))
     return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 

@@ -4,5 +4,6 @@ from collections.abc import Callable
 
 Progress = Callable[[float, str], None]
 """Takes how much is done, from 0 to 1, and what is being done."""
-MODEL, DATA, OUT = "model", "data", "out"
-"""The version's files, those of a data set, and what a conversion makes."""
+MODEL, DATA, OUT, TEMPORARY = "model", "data", "out", "tmp"
+"""The version's files, those of a data set, what a conversion makes, and what no one keeps; only
+the last two may be written."""

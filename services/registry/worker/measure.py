@@ -42,7 +42,6 @@ def convert(folder: Path, job: dict[str, Any], progress: Progress) -> dict[str, 
     from services.work.convert import convert as run
 
     request = job["request"]
-    (folder / OUT).mkdir()
     kind = request["conversion"]
     made = run(folder / MODEL, folder / OUT, kind, request["max_difference"], progress)
     return {

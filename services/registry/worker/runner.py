@@ -86,6 +86,10 @@ class Runner:
             except GristmillError as error:
                 logs.get_logger().warning("worker pauses", error=error.message, pause_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)
+            except Exception:
+                # One job must not take the worker with it.
+                logs.get_logger().exception("worker pauses", pause_s=RETRY_S)
+                await asyncio.sleep(RETRY_S)
 
     async def once(self) -> bool:
         """Do the next job, if there is one now."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from services.registry.worker.confine import Limits
+from services.registry.worker.folders import OUT, TEMPORARY
 from services.runtime import logs
 from services.runtime.errors import FailedPrecondition, InvalidRequest
 
@@ -27,7 +28,7 @@ _KEPT_LOG = 4000
 _END_S = 1.0
 """For a child that has said its last word, to end."""
 _PASSED = (
-    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH"),
+    *("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH"),
     *("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"),
 )
 """Of the environment: nothing that could hold a secret, and nothing that points to a service."""
@@ -68,6 +69,9 @@ class Sandbox:
     ) -> Any:
         environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        for name in (OUT, TEMPORARY):
+            (folder / name).mkdir(exist_ok=True)
+        environment |= dict.fromkeys(("HOME", "TMPDIR"), str(folder / TEMPORARY))
         with (folder / "child.log").open("w+b") as log:
             process = subprocess.Popen(  # noqa: S603  # our own module, by our own interpreter
                 [self.python, "-m", MODULE],

@@ -21,8 +21,6 @@ def validate(folder: Path, job: dict[str, Any], progress: Progress) -> dict[str,
     rejections, signature = report.rejections, report.signature
     if not rejections and report.manifest is not None and job["model_work"]:
         progress(0.5, "running the model once")
-        if report.manifest_text:
-            (folder / "model.yaml").write_text(report.manifest_text, encoding="utf-8")
         rejections, signature = _run(folder, report.manifest, signature)
     return _found(rejections, signature, report.manifest_text if not rejections else None)
 

@@ -26,7 +26,11 @@ from tests.unit.registry_checks.corpus import write
 from tests.unit.registry_checks.evil import EVIL
 from tests.unit.registry_worker.folders import REPOSITORY, built
 
-CONFINED = "from services.registry.worker.confine import Limits, confine\nconfine(Limits({}))\n"
+CONFINED = """
+from pathlib import Path
+from services.registry.worker.confine import Limits, confine
+confine(Limits({}){})
+"""
 LONG = {"batch_sizes": list(range(1, 400)), "lengths": [1], "version": 1}
 """A profile that takes minutes."""
 
@@ -53,9 +57,9 @@ class Told(list[tuple[float, str]]):
         self.first.set()
 
 
-def confined(code: str, limits: str = "", status: int = 0) -> str:
+def confined(code: str, limits: str = "", status: int = 0, more: str = "") -> str:
     """What a process prints that confines itself and then runs `code`."""
-    text = CONFINED.format(limits) + textwrap.dedent(code)
+    text = CONFINED.format(limits, more) + textwrap.dedent(code)
     done = subprocess.run(
         [sys.executable, "-c", text],
         cwd=REPOSITORY,
@@ -129,7 +133,8 @@ def test_no_network() -> None:
     said = confined(
         """
         import socket
-        for family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET):
+        families = "AF_INET AF_INET6 AF_NETLINK AF_PACKET AF_UNIX".split()
+        for family in (getattr(socket, name) for name in families):
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):
                 try:
                     socket.socket(family, kind)
@@ -139,10 +144,48 @@ def test_no_network() -> None:
         one, other = socket.socketpair()
         one.send(b"x")
         assert other.recv(1) == b"x"
-        socket.socket(socket.AF_UNIX).close()
         """
     )
     assert said == ""
+
+
+def test_no_file_of_others_and_no_look_into_the_parent(tmp_path: Path) -> None:
+    """Neither what lies beside its folder, nor its own inputs for writing, nor its parent."""
+    secret, mine = tmp_path / "token", tmp_path / "job"
+    secret.write_text("secret")
+    for folder in (mine, mine / "out"):
+        folder.mkdir()
+    (mine / "model").write_text("bytes of a blob")
+    said = confined(
+        f"""
+        import os
+        from pathlib import Path
+        mine = Path({str(mine)!r})
+        assert (mine / "model").read_text() == "bytes of a blob"
+        (mine / "out" / "made").write_text("made")
+        for path, how in (
+            ({str(secret)!r}, os.O_RDONLY),
+            (mine / "model", os.O_WRONLY),
+            (mine / "new", os.O_WRONLY | os.O_CREAT),
+            (f"/proc/{{os.getppid()}}/mem", os.O_RDWR),
+            (f"/proc/{{os.getppid()}}/environ", os.O_RDONLY),
+        ):
+            try:
+                os.read(os.open(path, how), 1)
+            except PermissionError:
+                continue
+            print("opened", path)
+        try:
+            os.kill(os.getppid(), 0)
+        except PermissionError:
+            pass
+        else:
+            print("signalled")
+        """,
+        more=f", [Path({str(mine / 'out')!r})], [Path({str(mine)!r})]",
+    )
+    assert said == ""
+    assert (mine / "out" / "made").read_text() == "made"
 
 
 def test_no_other_program() -> None:
@@ -225,6 +268,7 @@ def test_no_larger_file_and_no_core(tmp_path: Path) -> None:
                 print(error.errno == errno.EFBIG, resource.getrlimit(resource.RLIMIT_CORE))
         """,
         "file_bytes=4096",
+        more=f", [Path({str(tmp_path)!r})]",
     )
     assert said == "True (0, 0)"
 
@@ -259,17 +303,17 @@ async def test_a_child_knows_no_secret_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("GRISTMILL_REGISTRY_DATABASE", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "PGPASSWORD"):
-        monkeypatch.setenv(name, "secret")
-    monkeypatch.setenv("HTTPS_PROXY", "http://secret")
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("HTTPS_PROXY", "http://hunter2")
     code = 'return [dict(os.environ), Path_read("/proc/self/environ")]'
     read = 'Path_read = lambda path: open(path, encoding="utf-8").read()\n'
     sandbox = scripted(tmp_path, read + code)
     environment, initial = await soon(sandbox.run({}, tmp_path, Told()))
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert "PATH" in environment
-    assert not [name for name, value in environment.items() if "secret" in value]
+    assert not [name for name, value in environment.items() if "hunter2" in value]
     assert not [name for name in environment if name.startswith(("GRISTMILL_", "AWS_"))]
-    assert "secret" not in initial
+    assert "hunter2" not in initial
 
 
 async def test_noise_is_not_taken_for_the_childs_words(tmp_path: Path) -> None:
@@ -320,8 +364,8 @@ async def test_what_a_child_refuses_is_refused_here(
     [
         ("os._exit(3)", "without a result, with status 3"),
         ("1 / 0", "without a result, with status 1"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "crashed with signal 11"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "more time or memory than it may"),
+        ("signal.raise_signal(signal.SIGSEGV)", "crashed with signal 11"),
+        ("signal.raise_signal(signal.SIGKILL)", "more time or memory than it may"),
         ("while True: pass", "more time or memory than it may"),
     ],
 )
