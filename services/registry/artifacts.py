@@ -156,7 +156,7 @@ class ArtifactCalls:
             async with asyncio.timeout(self.send_timeout_s):
                 await context.write(self._message(event))
         except TimeoutError:
-            # This one was not sent: the watcher goes on from what it has.
+            # This one may arrive or not: the watcher knows what it has, and goes on from there.
             raise SlowConsumer(
                 "the watch was read too slowly and is cut; go on from the last revision received",
                 metadata={"revision": str(event.revision)},

@@ -58,8 +58,8 @@ def shared(server: Postgres, pattern: str) -> str:
 def emptied(server: Postgres, shared: str) -> str:
     """The shared database, as it was at first: a database for each test takes longer than it."""
     tables = ", ".join(name for name in METADATA.tables if name != "registry")
-    clear = f"TRUNCATE {tables}; UPDATE registry SET revision = 0, compacted = 0, commit_time = '2000-01-01'"
-    server.run(clear, shared.rpartition("/")[2])
+    first = "revision = 0, compacted = 0, commit_time = '2000-01-01'"
+    server.run(f"TRUNCATE {tables}; UPDATE registry SET {first}", shared.rpartition("/")[2])
     return shared
 
 
