@@ -278,11 +278,10 @@ async def test_readers_beside_writers_never_go_back(stocked: Parts) -> None:
     assert min(counts) > 5
 
 
+@pytest.mark.parametrize("stock", ["postgresql"], indirect=True)
 async def test_a_write_through_one_replica_is_resolved_through_the_other_at_once(
     copied: Place,
 ) -> None:
-    if not copied.database:
-        pytest.skip("an embedded database has one process")
     async with opened(copied.root, database=copied.database) as parts:
         # It hears no announcements: what it says must come from the database.
         other = Database(copied.database)
