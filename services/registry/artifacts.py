@@ -141,8 +141,7 @@ class ArtifactCalls:
         )
         seconds = 30.0
         if request.HasField("bookmark_interval"):
-            interval = request.bookmark_interval
-            seconds = interval.seconds + interval.nanos / 1e9
+            seconds = readers.seconds(request.bookmark_interval)
         after = request.after_revision if request.HasField("after_revision") else None
         async with aclosing(self.watch.events(after, selection, seconds)) as events:
             async for event in events:

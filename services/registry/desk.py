@@ -1,7 +1,6 @@
 """The desk of a worker inside the registry's own process. Knows no wire."""
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from services.registry.resources import (
 from services.registry.storage.blobs import Blobs
 from services.registry.store import Store
 from services.registry.worker.assignment import Assignment, Outcome
+from services.registry.worker.folders import measured
 from services.runtime.errors import NotFound
 
 
@@ -45,9 +45,7 @@ class LocalDesk:
                 return await self.assigned(record)
             except NotFound as gone:
                 # What it is about was deleted while it waited.
-                failure = FailureRecord(
-                    status="NOT_FOUND", reason=gone.reason_given, message=gone.message
-                )
+                failure = FailureRecord.of("NOT_FOUND", gone)
                 await self.lifecycle.complete(record.name, record.lease, failure)
 
     async def assigned(self, record: OperationRecord) -> Assignment:
@@ -91,7 +89,7 @@ class LocalDesk:
         record = await self._jobs.get(job.operation)
         made = []
         for path in files:
-            digest, size = await asyncio.to_thread(_measured, folder / path)
+            digest, size = await asyncio.to_thread(measured, folder / path)
             made.append((path, ArtifactRecord(path=path, size_bytes=size, sha256=digest)))
         version = await self._models.create_version(
             record.author,
@@ -111,10 +109,3 @@ class LocalDesk:
     async def complete(self, job: Assignment, outcome: Outcome) -> None:
         """End the job with what came of it."""
         await self.lifecycle.complete(job.operation, job.lease, outcome)
-
-
-def _measured(path: Path) -> tuple[str, int]:
-    """Digest and length of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return digest, file.tell()

@@ -25,10 +25,9 @@ from services.runtime import errors, logs
 from services.runtime.errors import Conflict, Draining, GristmillError, NotFound
 
 KINDS: tuple[JobKind, ...] = ("import",)
-# It is not broken off, so it must not be long.
-LEASE_WAIT_S = 0.5
+# It is not broken off: a registry that drains or closes ends it.
+LEASE_WAIT_S = 30.0
 RETRY_S = 2.0
-IDLE_S = 0.2
 SWEEP_S = 60.0
 AT_ONCE = 2
 """Imports of one process: a large one does not hold up the next."""
@@ -112,7 +111,8 @@ class Importer:
         while True:
             pause_s = RETRY_S
             with _survived():
-                pause_s = 0 if await self.once(LEASE_WAIT_S) else IDLE_S
+                await self.once(LEASE_WAIT_S)
+                pause_s = 0
             await asyncio.sleep(pause_s)
 
     async def _lease(self, wait_s: float) -> OperationRecord | None:
@@ -189,7 +189,7 @@ class Importer:
         except GristmillError as error:
             log.warning("an import failed", operation=job.record.name, error=error.message)
             status = STATUS.get(type(error), "INTERNAL")
-            return FailureRecord(status=status, reason=error.reason_given, message=error.message)
+            return FailureRecord.of(status, error)
         except Exception:
             log.exception("an import failed", operation=job.record.name)
             said = "the importer failed; its log has the cause under this operation"

@@ -18,12 +18,14 @@ from services.registry.resources import Moment, Record
 from services.registry.rows import in_utc
 from services.registry.store import Author, Store, Write
 from services.registry.tables import OPERATIONS
+from services.registry.waiting import within
 from services.runtime.errors import (
     LEASE_LOST,
     OPERATION_NOT_FOUND,
     Conflict,
     Draining,
     FailedPrecondition,
+    GristmillError,
     NotFound,
 )
 
@@ -45,6 +47,11 @@ class FailureRecord(Record):
     """A gRPC status by its name, such as FAILED_PRECONDITION."""
     reason: str
     message: str
+
+    @classmethod
+    def of(cls, status: str, error: GristmillError) -> "FailureRecord":
+        """What callers are told of an error."""
+        return cls(status=status, reason=error.reason_given, message=error.message)
 
 
 class OperationRecord(Record):
@@ -169,7 +176,7 @@ class Jobs:
             left = deadline - asyncio.get_running_loop().time()
             if record.state == "done" or left <= 0 or self._draining:
                 return record
-            await _within(changed, min(left, WAIT_S))
+            await within(changed, min(left, WAIT_S))
 
     async def cancel(self, name: str) -> OperationRecord:
         """Ask that an operation end; one that nobody works on ends at once."""
@@ -210,7 +217,7 @@ class Jobs:
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
                 return None
-            await _within(changed, min(left, WAIT_S))
+            await within(changed, min(left, WAIT_S))
 
     async def renew(self, name: str, lease: str, progress: float, message: str) -> bool:
         """Keep a lease; True when the work should stop. Conflict where the lease is lost."""
@@ -347,11 +354,3 @@ def _row(record: OperationRecord) -> dict[str, Any]:
         "lease_time": record.lease_time,
         "body": record.model_dump_json(),
     }
-
-
-async def _within(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -27,6 +27,7 @@ from services.registry.storage.blobs import Blobs
 from services.registry.store import Author, Store, Write
 from services.registry.tables import ARTIFACTS, PROFILES
 from services.registry.worker.assignment import Converted, Evaluated, Outcome, Profiled, Validated
+from services.registry.worker.folders import DATA_FILE
 from services.runtime.errors import (
     WRONG_TASK,
     FailedPrecondition,
@@ -66,7 +67,7 @@ class Lifecycle:
             else:
                 operation = None
         self.jobs.wake()
-        return operation or await self.jobs.get(finalize_name(version))
+        return operation or await self.jobs.get(finalize_name(name))
 
     async def begin(
         self, author: Author, kind: JobKind, name: str, request: dict[str, Any], *, dry: bool
@@ -80,7 +81,7 @@ class Lifecycle:
             else:
                 await self._refuse_unready(write, name)
             if kind == "evaluate":
-                await self._refuse_undated(write, request["dataset"])
+                await self._refuse_dataless(write, request["dataset"])
             record = await self.jobs.begin(write, kind, name, request)
             await write.remember(record.name, record.model_dump_json())
         self.jobs.wake()
@@ -108,7 +109,7 @@ class Lifecycle:
                 await self._fail(write, record, CANCELLED)
         if record.result is not None:
             # It waits for the check of what it made.
-            await self.cancel(finalize_name_of(record.result["version"]))
+            await self.cancel(finalize_name(record.result["version"]))
         self.jobs.wake()
 
     async def give_up(self, record: OperationRecord) -> None:
@@ -130,8 +131,7 @@ class Lifecycle:
         version = await get_version(write.connection, *version_key(name))
         if version.model != model or version.state != "uploading":
             said = f"{name} is no version that this work could have made: it is {version.state}"
-            reason = FailedPrecondition.reason
-            failure = FailureRecord(status="FAILED_PRECONDITION", reason=reason, message=said)
+            failure = FailureRecord.of("FAILED_PRECONDITION", FailedPrecondition(said))
             await self._fail(write, record, failure)
             return
         await write.save(version, version.model_copy(update={"state": "validating"}))
@@ -181,7 +181,7 @@ class Lifecycle:
     async def _begin_finalize(
         self, write: Write, version: VersionRecord, parent: str = ""
     ) -> OperationRecord:
-        name = finalize_name(version)
+        name = finalize_name(version.name)
         return await self.jobs.begin(write, "finalize", version.name, {}, name=name, parent=parent)
 
     async def _refuse_missing(self, version: VersionRecord) -> None:
@@ -201,10 +201,10 @@ class Lifecycle:
         if model.task != "classification":
             raise FailedPrecondition(f"{name} is no classifier", reason=WRONG_TASK)
 
-    async def _refuse_undated(self, write: Write, name: str) -> None:
+    async def _refuse_dataless(self, write: Write, name: str) -> None:
         data = await get_version(write.connection, *version_key(name))
-        if data.state != "ready" or "data.jsonl" not in {a.path for a in data.artifacts}:
-            raise FailedPrecondition(f"{name} is no ready version with an artifact data.jsonl")
+        if data.state != "ready" or DATA_FILE not in {a.path for a in data.artifacts}:
+            raise FailedPrecondition(f"{name} is no ready version with an artifact {DATA_FILE}")
 
     async def _apply(
         self,
@@ -216,9 +216,7 @@ class Lifecycle:
         try:
             await get_version(write.connection, *version_key(record.subject))
         except NotFound as gone:
-            outcome = FailureRecord(
-                status="NOT_FOUND", reason=gone.reason_given, message=gone.message
-            )
+            outcome = FailureRecord.of("NOT_FOUND", gone)
         if isinstance(outcome, FailureRecord):
             await self._fail(write, record, outcome)
         elif isinstance(outcome, Converted):
@@ -255,8 +253,7 @@ class Lifecycle:
         metrics = {**before.metrics, **outcome.metrics}
         if len(metrics) > MOST_METRICS:
             said = f"{record.subject} would have more than {MOST_METRICS} metrics"
-            reason = FailedPrecondition.reason
-            failure = FailureRecord(status="FAILED_PRECONDITION", reason=reason, message=said)
+            failure = FailureRecord.of("FAILED_PRECONDITION", FailedPrecondition(said))
             await self._fail(write, record, failure)
             return
         saved = await write.save(before, before.model_copy(update={"metrics": metrics}))
@@ -291,11 +288,6 @@ class Lifecycle:
         return ArtifactRecord(path=FILE_NAME, size_bytes=len(data), sha256=digest)
 
 
-def finalize_name(version: VersionRecord) -> str:
-    """The name of the operation that checks a version."""
-    return f"operations/finalize.{version.model}.{version.version}"
-
-
-def finalize_name_of(name: str) -> str:
+def finalize_name(name: str) -> str:
     """The name of the operation that checks the version of this name."""
     return "operations/finalize.{}.{}".format(*version_key(name))

@@ -15,9 +15,9 @@ from google.protobuf import empty_pb2, message_factory
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from gristmill.registry.v1 import registry_service_pb2 as pb
 
-from services.registry import converters, paging
+from services.registry import converters, paging, readers
 from services.registry.jobs import Jobs, OperationRecord
-from services.registry.lifecycle import Lifecycle
+from services.registry.lifecycle import Lifecycle, finalize_name
 from services.registry.resources import ProfileRecord, VersionRecord, stored_moment
 from services.runtime.call import current_call
 from services.runtime.errors import InvalidRequest, NotFound
@@ -65,9 +65,7 @@ def _response(result: dict[str, Any]) -> Any:
 
 def finalized(record: VersionRecord) -> operations_pb2.Operation:
     """The ended operation that checked a version."""
-    operation = operations_pb2.Operation(
-        name=f"operations/finalize.{record.model}.{record.version}", done=True
-    )
+    operation = operations_pb2.Operation(name=finalize_name(record.name), done=True)
     operation.response.Pack(converters.version_out(record))
     return operation
 
@@ -90,7 +88,7 @@ class OperationsServicer:
 
     async def WaitOperation(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The operation when it has ended, or as it stands when the time is up."""
-        asked = request.timeout.seconds + request.timeout.nanos / 1e9
+        asked = readers.seconds(request.timeout)
         left = current_call().deadline.remaining(time.monotonic()) - 0.1
         seconds = min(asked if request.HasField("timeout") else MOST_WAIT_S, MOST_WAIT_S, left)
         try:

@@ -3,6 +3,7 @@
 from datetime import UTC
 from typing import Literal
 
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from gristmill.registry.v1 import (
     alias_pb2,
@@ -38,6 +39,18 @@ COMPARISONS: dict[int, Literal["at_least", "at_most"]] = {
     alias_pb2.COMPARISON_AT_LEAST: "at_least",
     alias_pb2.COMPARISON_AT_MOST: "at_most",
 }
+
+
+CONVERSIONS: dict[int, str] = {
+    registry_service_pb2.CONVERSION_ONNX: "onnx",
+    registry_service_pb2.CONVERSION_ONNX_INT8_DYNAMIC: "onnx-int8-dynamic",
+}
+"""What a conversion is called where it is made."""
+
+
+def seconds(duration: Duration) -> float:
+    """A duration in seconds."""
+    return float(duration.seconds + duration.nanos / 1e9)
 
 
 def task_in(value: int, field: str = "model.task") -> Task:

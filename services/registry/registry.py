@@ -117,6 +117,7 @@ class Registry:
 
     async def close(self) -> None:
         """End what runs beside, and let go of everything."""
+        self.jobs.drain()
         for task in self._beside:
             task.cancel()
         await asyncio.gather(*self._beside, return_exceptions=True)

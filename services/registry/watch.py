@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from services.registry.resources import ChangeRecord, ModelRecord, Resource, Task
 from services.registry.store import Snapshot, Store
+from services.registry.waiting import within
 from services.runtime import logs, metrics
 from services.runtime.errors import REVISION_COMPACTED, Draining, GristmillError, OutOfRange
 
@@ -156,7 +157,7 @@ class Watch:
                         yield Event(at, change=one.change)
             if self._draining:
                 raise Draining("this server is shutting down", metadata={"revision": str(at)})
-            if not behind and self._is_current(at) and not await _within(woken, bookmark_s):
+            if not behind and self._is_current(at) and not await within(woken, bookmark_s):
                 yield Event(at)
 
     def _after(self, at: int) -> list[_Recent] | None:
@@ -237,12 +238,3 @@ def _selects(selection: Selection, model: str, task: Task | None) -> bool:
     if selection.models and model not in selection.models:
         return False
     return selection.task is None or selection.task == task
-
-
-async def _within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

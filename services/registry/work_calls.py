@@ -5,7 +5,7 @@ from typing import Any
 from gristmill.registry.v1 import registry_service_pb2 as pb
 
 from services.registry import converters as to
-from services.registry import operations, paging, resources
+from services.registry import operations, paging, readers, resources
 from services.registry.jobs import OperationRecord
 from services.registry.lifecycle import Lifecycle
 from services.registry.requests import author
@@ -16,11 +16,8 @@ from services.runtime.errors import WORKER_MISSING, FailedPrecondition, InvalidR
 from services.runtime.server import VERSION
 
 Context = Any
-CONVERSIONS = {
-    pb.CONVERSION_ONNX: ("onnx", 1e-3),
-    pb.CONVERSION_ONNX_INT8_DYNAMIC: ("onnx-int8-dynamic", 0.1),
-}
-"""Name and default tolerance."""
+TOLERANCES = {"onnx": 1e-3, "onnx-int8-dynamic": 0.1}
+"""By conversion, where the caller gives none."""
 BATCH_SIZES, LENGTHS = (1, 2, 4, 8, 16, 32), (16, 64, 128, 256)
 MOST_BATCH, MOST_LENGTH = 4096, 1_048_576
 
@@ -69,13 +66,13 @@ class WorkCalls:
     async def ConvertModelVersion(  # noqa: N802
         self, request: pb.ConvertModelVersionRequest, context: Context
     ) -> Any:
-        if request.conversion not in CONVERSIONS:
+        if request.conversion not in readers.CONVERSIONS:
             raise InvalidRequest.field("conversion", "is not one that this registry makes")
-        name, tolerance = CONVERSIONS[request.conversion]
+        name = readers.CONVERSIONS[request.conversion]
         given = request.HasField("max_difference")
         details = {
             "conversion": name,
-            "max_difference": request.max_difference if given else tolerance,
+            "max_difference": request.max_difference if given else TOLERANCES[name],
         }
         record = await self._begin(request, "convert", details)
         return pb.ConvertModelVersionResponse(operation=operations.operation_out(record))

@@ -4,7 +4,6 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2
-from gristmill.registry.v1 import registry_service_pb2 as pb
 from gristmill.registry.v1 import worker_service_pb2 as worker
 from gristmill.registry.v1 import worker_service_pb2_grpc as rpc
 
@@ -32,10 +31,7 @@ KINDS: dict[int, JobKind] = {
     worker.JOB_KIND_PROFILE: "profile",
 }
 NUMBERS = {kind: number for number, kind in KINDS.items()}
-CONVERSIONS = {
-    "onnx": pb.CONVERSION_ONNX,
-    "onnx-int8-dynamic": pb.CONVERSION_ONNX_INT8_DYNAMIC,
-}
+CONVERSIONS = {name: number for number, name in readers.CONVERSIONS.items()}
 
 
 class WorkerServicer(rpc.WorkerServiceServicer):
@@ -50,7 +46,7 @@ class WorkerServicer(rpc.WorkerServiceServicer):
         unknown = [kind for kind in request.kinds if kind not in KINDS]
         if unknown:
             raise InvalidRequest.field("kinds", f"{unknown[0]} is not a kind of job")
-        wait = request.wait.seconds + request.wait.nanos / 1e9
+        wait = readers.seconds(request.wait)
         job = await self._desk.lease(request.worker, [KINDS[kind] for kind in request.kinds], wait)
         return worker.LeaseJobResponse(job=job_out(job) if job else None)
 
@@ -86,7 +82,7 @@ def job_out(job: Assignment) -> worker.Job:
     name, request = job.version.name, job.request
     if job.kind == "convert":
         found.convert.name = name
-        found.convert.conversion = CONVERSIONS[request["conversion"]]
+        found.convert.conversion = CONVERSIONS[request["conversion"]]  # type: ignore[assignment]  # a number of the enum
         found.convert.max_difference = request["max_difference"]
     elif job.kind == "evaluate":
         found.evaluate.name = name

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from services.registry.resources import RejectionRecord, SignatureRecord
-from services.registry.worker.folders import Progress
+from services.registry.worker.folders import DATA_FILE, Progress
 
-FILE_NAME = "data.jsonl"
 MOST_LABELS = 4096
 """More are not listed in the signature."""
 MOST_LINE, MOST_LINES = 2**20, 10_000_000
@@ -16,9 +15,9 @@ Checked = tuple[tuple[RejectionRecord, ...], SignatureRecord | None]
 
 def check(folder: Path, progress: Progress) -> Checked:
     """What is wrong with the examples; else which labels they have."""
-    path = folder / FILE_NAME
+    path = folder / DATA_FILE
     if not path.is_file():
-        said = f'a data set needs the artifact {FILE_NAME}: a JSON object with "text" or '
+        said = f'a data set needs the artifact {DATA_FILE}: a JSON object with "text" or '
         return _refused("file-missing", said + '"features", and "label", in each line')
     progress(0.0, "reading examples")
     labels: set[str] = set()
@@ -57,4 +56,4 @@ def _wrong(line: bytes, labels: set[str]) -> str:
 
 
 def _refused(rule: str, message: str) -> Checked:
-    return (RejectionRecord(path=FILE_NAME, rule=rule, message=message),), None
+    return (RejectionRecord(path=DATA_FILE, rule=rule, message=message),), None

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from services.registry.resources import PointRecord, ProfileRecord
-from services.registry.worker.datasets import FILE_NAME
-from services.registry.worker.folders import DATA, MODEL, OUT, Progress
+from services.registry.worker.folders import DATA, DATA_FILE, MODEL, OUT, Progress
 
 
 def evaluate(folder: Path, job: dict[str, Any], progress: Progress) -> dict[str, float]:
@@ -15,7 +14,7 @@ def evaluate(folder: Path, job: dict[str, Any], progress: Progress) -> dict[str,
     from services.work.evaluate import evaluate as run
 
     prefix = job["request"].get("metric_prefix", "")
-    return asyncio.run(run(folder / MODEL, folder / DATA / FILE_NAME, prefix, progress))
+    return asyncio.run(run(folder / MODEL, folder / DATA / DATA_FILE, prefix, progress))
 
 
 def profile(folder: Path, job: dict[str, Any], progress: Progress) -> dict[str, Any]:

@@ -27,16 +27,20 @@ from services.registry.worker.assignment import (
     Profiled,
     Validated,
 )
+from services.registry.worker.folders import measured
 from services.registry.worker_calls import KINDS, NUMBERS
-from services.runtime.errors import Conflict, DataLoss, NotFound, UpstreamUnavailable
+from services.runtime.errors import (
+    Conflict,
+    DataLoss,
+    FailedPrecondition,
+    InvalidRequest,
+    NotFound,
+    UpstreamUnavailable,
+)
 from services.runtime.status import DOMAIN
 
 CHUNK = 1 << 20
 CALL_S, FILE_S = 30.0, 3600.0
-NAMES = {
-    pb.CONVERSION_ONNX: "onnx",
-    pb.CONVERSION_ONNX_INT8_DYNAMIC: "onnx-int8-dynamic",
-}
 
 
 class RemoteDesk:
@@ -94,7 +98,10 @@ class RemoteDesk:
         lineage: LineageRecord,
     ) -> str:
         """Make files a new version of the job's model, uploaded, not finalized; gives its name."""
-        artifacts = [await asyncio.to_thread(_measured, folder / path, path) for path in files]
+        artifacts = []
+        for path in files:
+            sha256, size = await asyncio.to_thread(measured, folder / path)
+            artifacts.append(artifact_pb2.Artifact(path=path, size_bytes=size, sha256=sha256))
         request = pb.CreateModelVersionRequest(
             parent=f"models/{job.version.model}",
             version=model_pb2.ModelVersion(
@@ -140,7 +147,7 @@ def assignment_in(message: worker.Job) -> Assignment:
     """A job as the registry tells of it."""
     request: dict[str, Any] = {"version": message.version.version}
     if message.HasField("convert"):
-        request["conversion"] = NAMES[message.convert.conversion]
+        request["conversion"] = readers.CONVERSIONS[message.convert.conversion]
         request["max_difference"] = message.convert.max_difference
     if message.HasField("evaluate"):
         request["dataset"] = message.evaluate.dataset
@@ -151,7 +158,7 @@ def assignment_in(message: worker.Job) -> Assignment:
     return Assignment(
         operation=message.operation,
         lease=message.lease,
-        lease_s=message.lease_duration.seconds + message.lease_duration.nanos / 1e9,
+        lease_s=readers.seconds(message.lease_duration),
         kind=KINDS[message.kind],
         version=readers.version_in(message.version),
         task=readers.task_in(message.task),
@@ -196,6 +203,9 @@ def _translated(error: grpc.aio.AioRpcError) -> Exception:
         grpc.StatusCode.ABORTED: Conflict,
         grpc.StatusCode.NOT_FOUND: NotFound,
         grpc.StatusCode.DATA_LOSS: DataLoss,
+        # What trying again would not mend.
+        grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+        grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     }
     return kinds.get(error.code(), UpstreamUnavailable)(said)
 
@@ -209,12 +219,6 @@ def _duration(seconds: float) -> Duration:
 def _take(file: Any, digest: Any, data: bytes) -> None:
     file.write(data)
     digest.update(data)
-
-
-def _measured(file: Path, path: str) -> artifact_pb2.Artifact:
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        return artifact_pb2.Artifact(path=path, size_bytes=opened.tell(), sha256=digest)
 
 
 async def _chunks(path: Path, offset: int) -> AsyncIterator[pb.Chunk]:

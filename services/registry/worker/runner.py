@@ -30,7 +30,7 @@ from services.registry.worker.assignment import (
     Profiled,
     Validated,
 )
-from services.registry.worker.folders import DATA, MODEL, OUT
+from services.registry.worker.folders import DATA, DATA_FILE, MODEL, OUT
 from services.registry.worker.sandbox import ChildLost, Sandbox
 from services.runtime import logs
 from services.runtime.errors import (
@@ -46,7 +46,6 @@ from services.runtime.errors import (
 KINDS: tuple[JobKind, ...] = ("finalize", "convert", "evaluate", "profile")
 LEASE_WAIT_S = 30.0
 RETRY_S = 2.0
-DATA_FILE = "data.jsonl"
 
 
 @dataclass(slots=True)
