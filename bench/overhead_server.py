@@ -3,10 +3,10 @@
 import asyncio
 import cProfile
 import json
+import os
 import pstats
 import signal
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,29 +17,14 @@ from gristmill.classifier.v1 import classifier_service_pb2_grpc as rpc
 
 from services.classifier.classifier import Classifier
 from services.classifier.servicer import ClassifierServicer
-from services.inference.backends.fake import FakeBackend
-from services.inference.batcher import Batcher
-from services.inference.manifest import Manifest
-from services.inference.meter import Meter
-from services.inference.preprocessing import FeaturesPreprocessor
+from services.classifier.starter import Starter
+from services.classifier.traffic import Traffic
 from services.inference.serving import Serving
 from services.runtime import logs, transports
-from services.runtime.admission import Admission, Limits
 from services.runtime.catalog import Catalog, VersionEntry
 from services.runtime.config import ServerConfig, load
 from services.runtime.health import Health
 from services.runtime.server import Server, Service, main
-
-MANIFEST = """
-schema: gristmill.dev/model/v1
-name: noop
-task: classification
-backend: onnxruntime
-files: {model: none.onnx}
-input: {kind: float_features, names: [a, b, c, d]}
-output: {labels: [low, high]}
-batching: {max_batch_size: 64}
-"""
 
 
 class BareServicer(rpc.ClassifierServiceServicer):
@@ -50,34 +35,22 @@ class BareServicer(rpc.ClassifierServiceServicer):
 
 
 async def fetch(entry: VersionEntry) -> Path:
-    """A folder with the manifest alone."""
-    folder = Path("/tmp") / f"gristmill-bench-{entry.digest}"  # noqa: S108  # holds no secret
-    folder.mkdir(exist_ok=True)
-    (folder / "model.yaml").write_text(MANIFEST)
-    return folder
-
-
-async def start(entry: VersionEntry, manifest: Manifest, folder: Path) -> Classifier:
-    """The real path, on a backend that costs next to nothing."""
-    backend = FakeBackend()
-    if manifest.input is None:
-        raise ValueError("the manifest has an input")
-    preprocessor = FeaturesPreprocessor(manifest.input, backend.inputs)
-    batcher = Batcher([backend.instance()], manifest.batching, {}, Meter("noop", 1))
-    admission = Admission(Limits(100_000, 2**40), time.monotonic)
-    return Classifier(manifest, backend, preprocessor, batcher, admission, ThreadPoolExecutor(1))
+    """The folder that `python -m models build` made."""
+    root = Path(os.environ.get("GRISTMILL_CACHE") or Path.home() / ".cache" / "gristmill")
+    return root / "models" / entry.model
 
 
 async def ours(config: ServerConfig) -> Server:
-    """The classifier with everything around it."""
-    serving: Serving[Classifier] = Serving("classification", fetch, start)
+    """The classifier with everything around it, on the model of four numbers."""
+    starter = Starter(ThreadPoolExecutor(1))
+    serving: Serving[Classifier] = Serving("classification", fetch, starter.start)
     catalog = Catalog(1)
-    catalog.set_model("noop", "classification", archived=False)
-    catalog.set_version(VersionEntry("noop", 1, "d", ()), servable=True)
-    catalog.set_alias("noop", "live", 1)
+    catalog.set_model("iris", "classification", archived=False)
+    catalog.set_version(VersionEntry("iris", 1, "d", ()), servable=True)
+    catalog.set_alias("iris", "live", 1)
     await serving.update(catalog)
     await serving.synced.wait()
-    servicer = ClassifierServicer(serving, 5)  # type: ignore[abstract]
+    servicer = ClassifierServicer(serving, Traffic(serving))
     service = Service("bench", [(rpc.add_ClassifierServiceServicer_to_server, servicer)])
     server = Server(config, service, Health())
     await server.start()

@@ -92,7 +92,7 @@ class Scripted(rpc.ClassifierServiceServicer):
             return
         async for request in requests:
             for item in request.items:
-                yield pb.ClassifyBidiResponse(id=item.id)
+                yield bidi_response(item.id)
 
 
 def classifier(servicer: rpc.ClassifierServiceServicer, **more: Any) -> Service:
@@ -119,6 +119,11 @@ def stream_request(count: int = 1) -> pb.ClassifyStreamRequest:
 def bidi_request(*ids: str) -> pb.ClassifyBidiRequest:
     """One message of a bidi stream."""
     return pb.ClassifyBidiRequest(items=[pb.BidiItem(id=name, item=item()) for name in ids])
+
+
+def bidi_response(name: str = "", **fields: Any) -> pb.ClassifyBidiResponse:
+    """One message of a bidi stream's answers."""
+    return pb.ClassifyBidiResponse(results=[pb.BidiResult(id=name, **fields)])
 
 
 @dataclass

@@ -5,17 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gristmill.classifier.v1 import classifier_service_pb2_grpc as rpc
 
-from services.classifier.classifier import Classifier, Starter
+from services.classifier.classifier import Classifier
 from services.classifier.config import ClassifierConfig
 from services.classifier.oip import contract as oip
-from services.classifier.oip.servicer import NotBuilt
+from services.classifier.oip.servicer import InferenceServicer
 from services.classifier.servicer import ClassifierServicer
+from services.classifier.starter import Starter
+from services.classifier.traffic import Traffic
 from services.inference.serving import Serving
 from services.runtime import follower, logs, registry_client
 from services.runtime.config import load
-from services.runtime.health import Health
+from services.runtime.health import SERVING, Health
 from services.runtime.registry_client import RegistryClient
-from services.runtime.server import Server, Service, main
+from services.runtime.server import VERSION, Server, Service, main
 
 
 async def run(config: ClassifierConfig) -> None:
@@ -36,13 +38,25 @@ async def run(config: ClassifierConfig) -> None:
     serving: Serving[Classifier] = Serving(
         "classification", registry.fetch, starter.start, config.models, health.model
     )
-    # What the servicer lacks, the generated base answers with UNIMPLEMENTED.
-    servicer = ClassifierServicer(serving, config.default_priority)  # type: ignore[abstract]
+    traffic = Traffic(serving)
+    servicer = ClassifierServicer(
+        serving, traffic, config.default_priority, config.default_timeout_s
+    )
+    inference = InferenceServicer(
+        serving,
+        traffic,
+        lambda: health.status("") == SERVING,
+        VERSION,
+        instances=config.instances,
+        default_priority=config.default_priority,
+        default_timeout_s=config.default_timeout_s,
+    )
     service = Service(
         "classifier",
         servicers=[(rpc.add_ClassifierServiceServicer_to_server, servicer)],
-        handlers={oip.SERVICE.full_name: oip.method_handlers(NotBuilt())},
+        handlers={oip.SERVICE.full_name: oip.method_handlers(inference)},
         pools=(oip.POOL,),
+        on_drain=[traffic.drain],
         on_close=[serving.close, registry.close],
     )
     server = Server(config, service, health)

@@ -1,10 +1,8 @@
-"""The wire side of the classifier: messages to items, classify, answers to messages.
-
-An RPC of the contract that is not here answers UNIMPLEMENTED by the generated base class.
-"""
+"""The wire side of the classifier: messages to items, classify, answers to messages."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from gristmill.classifier.v1 import classifier_service_pb2 as pb
@@ -12,59 +10,75 @@ from gristmill.classifier.v1 import classifier_service_pb2_grpc as rpc
 from gristmill.classifier.v1 import options_pb2
 
 from services.classifier import converters as to
+from services.classifier.bidi import Conversation
 from services.classifier.classifier import Answer, Asked, Classifier
+from services.classifier.traffic import Traffic
 from services.inference.serving import Serving
-from services.runtime.call import current_call
-from services.runtime.errors import InvalidRequest, ModelNotReady
+from services.runtime.call import Call, current_call
+from services.runtime.deadline import Deadline
+from services.runtime.errors import InvalidRequest
 
 Context = Any
+REFUSE = options_pb2.TRUNCATION_REFUSE
 
 
 class ClassifierServicer(rpc.ClassifierServiceServicer):
     """gristmill.classifier.v1.ClassifierService."""
 
-    def __init__(self, serving: Serving[Classifier], default_priority: int) -> None:
+    def __init__(
+        self,
+        serving: Serving[Classifier],
+        traffic: Traffic,
+        default_priority: int = 5,
+        default_timeout_s: float = 30.0,
+    ) -> None:
         self._serving = serving
+        self._traffic = traffic
         self._default_priority = default_priority
+        self._default_timeout_s = default_timeout_s
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> Any:  # noqa: N802
+        call = current_call()
         items = [to.item_in(item) for item in request.items]
-        with self._serving.use(to.wanted(request.model, current_call().metadata)) as loaded:
-            answers = await _runner(loaded.runner).classify(items, self._asked(request))
-        call_id = current_call().request_id
-        return pb.ClassifyResponse(
-            results=[to.result_out(answer, call_id) for answer in answers],
-            model=loaded.entry.model,
-            version=loaded.entry.version,
-        )
+        asked = self._asked(request.options, request.priority, call, call.deadline)
+        with self._traffic.use(to.wanted(request.model, call.metadata)) as target:
+            answers = await target.classify(items, asked)
+        response = pb.ClassifyResponse(model=target.model, version=target.version)
+        for answer in answers:
+            to.result_into(response.results.add(), answer, call.request_id)
+        return response
 
     async def ClassifyStream(  # noqa: N802
         self, request: pb.ClassifyStreamRequest, context: Context
     ) -> AsyncIterator[Any]:
+        call = current_call()
         items = [to.item_in(item) for item in request.items]
+        asked = self._asked(request.options, request.priority, call, call.deadline)
         done: asyncio.Queue[tuple[int, Answer] | None] = asyncio.Queue()
-        call_id = current_call().request_id
-        with self._serving.use(to.wanted(request.model, current_call().metadata)) as loaded:
+        with self._traffic.use(to.wanted(request.model, call.metadata)) as target:
             work = asyncio.ensure_future(
-                _runner(loaded.runner).classify(
-                    items,
-                    self._asked(request),
-                    lambda index, answer: done.put_nowait((index, answer)),
-                )
+                target.classify(items, asked, lambda i, answer: done.put_nowait((i, answer)))
             )
             work.add_done_callback(lambda _: done.put_nowait(None))
             try:
                 while (one := await done.get()) is not None:
                     index, answer = one
-                    yield pb.ClassifyStreamResponse(
-                        index=index,
-                        result=to.result_out(answer, call_id),
-                        model=loaded.entry.model,
-                        version=loaded.entry.version,
+                    response = pb.ClassifyStreamResponse(
+                        index=index, model=target.model, version=target.version
                     )
+                    to.result_into(response.result, answer, call.request_id)
+                    yield response
                 await work
             finally:
                 work.cancel()
+
+    async def ClassifyBidi(  # noqa: N802
+        self, requests: AsyncIterator[pb.ClassifyBidiRequest], context: Context
+    ) -> AsyncIterator[Any]:
+        stream = Conversation(self._traffic, current_call(), self._asked, self._default_timeout_s)
+        async with stream, aclosing(stream.answers(requests)) as responses:
+            async for response in responses:
+                yield response
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> Any:  # noqa: N802
         if not request.model.model:
@@ -90,20 +104,19 @@ class ClassifierServicer(rpc.ClassifierServiceServicer):
             ]
         )
 
-    def _asked(self, request: pb.ClassifyRequest | pb.ClassifyStreamRequest) -> Asked:
-        call = current_call()
-        options = request.options
+    def _asked(
+        self,
+        options: options_pb2.ClassifyOptions,
+        priority: int,
+        call: Call,
+        deadline: Deadline,
+    ) -> Asked:
         return Asked(
             call.identity.name,
-            call.deadline,
-            request.priority or self._default_priority,
+            deadline,
+            priority or self._default_priority,
             to.choice_in(options),
             options.return_probabilities,
-            options.truncation == options_pb2.TRUNCATION_REFUSE,
+            options.truncation == REFUSE,
+            options.no_cache,
         )
-
-
-def _runner(runner: Classifier | None) -> Classifier:
-    if runner is None:  # resolved versions are ready, and ready ones have a runner
-        raise ModelNotReady("the model is not ready", metadata={"state": "loading"})
-    return runner

@@ -1,34 +1,38 @@
 """The dynamic batcher: items with permits in, outcomes out. Knows no wire and no model.
 
 One batcher serves one version of a model. Decisions are the scheduler's; here are the waiting
-callers, the instances' threads and the hand-over between them. Everything but `run` on an instance
-happens on the event loop, so state changes need no lock.
+callers, the instances and the hand-over between them. Everything but `run` on an instance happens
+on the event loop, so state changes need no lock.
 
-An instance that is free takes a batch at once. While all compute, batches that later arrivals could
-not make fuller are formed and padded ahead, for whichever instance is free first; they are given
-back when something more urgent arrives.
+What arrives in one turn of the loop is batched together at its end: an instance that is free takes
+a batch then. While all compute, batches that later arrivals could not make fuller are formed and
+padded ahead, for whichever instance is free first; they are given back when something more urgent
+arrives. A batch that takes less than handing it to a thread would runs on the loop.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from services.inference.backend import Instance
 from services.inference.cost import CostModel
-from services.inference.items import Encoded, Scored, Timings, pad
+from services.inference.deadlines import Deadlines
+from services.inference.items import Encoded, pad
 from services.inference.manifest import Batching
 from services.inference.meter import Meter
-from services.inference.scheduler import Batch, Entry, Scheduler
-from services.inference.workers import Row, Work, Worker
+from services.inference.outcomes import OnItem, Outcome, Scored, Timings
+from services.inference.scheduler import Batch, Entry, Order, Scheduler
+from services.inference.scoring import Outputs
+from services.inference.workers import Ran, Work, Worker
 from services.runtime.admission import Permit
 from services.runtime.deadline import Clock, Deadline
-from services.runtime.errors import BackendFailed, DeadlineExpired, Draining, GristmillError
+from services.runtime.errors import BackendFailed, DeadlineExpired, Draining
 
-Outcome = Scored | GristmillError
-OnItem = Callable[[int, Outcome], None]
+# About what it takes to wake a thread, let it have the interpreter, and wake the loop again.
+INLINE_S = 0.0002
 _log = structlog.get_logger()
 
 
@@ -38,20 +42,19 @@ class _Message:
 
     future: asyncio.Future[list[Outcome]]
     outcomes: list[Outcome | None]
-    entries: list[Entry]
     on_item: OnItem | None
     left: int
-    timer: asyncio.TimerHandle | None = None
+    entries: Sequence["_Queued"] = ()
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
-    """What an entry carries: its item, and where its outcome goes."""
+class _Queued(Entry):
+    """An entry with its item, and where its outcome goes."""
 
-    message: _Message
-    index: int
-    item: Encoded
-    arrived: float
+    message: _Message = None  # type: ignore[assignment]  # fields of the parent have defaults
+    index: int = 0
+    item: Encoded = None  # type: ignore[assignment]
+    arrived: float = 0.0
     done: bool = False
 
 
@@ -68,7 +71,11 @@ class Counts:
 
 
 class Batcher:
-    """Runs items on the instances of one model."""
+    """Runs items on the instances of one model.
+
+    `inline_s` is the longest that a batch may take of the event loop itself; 0: none does.
+    `scores` says that callers want probabilities, which are then made beside the run.
+    """
 
     def __init__(
         self,
@@ -78,25 +85,39 @@ class Batcher:
         meter: Meter,
         cost: CostModel | None = None,
         clock: Clock = time.monotonic,
+        *,
+        inline_s: float = 0.0,
+        scores: bool = True,
+        multi_label: bool = False,
     ) -> None:
         self._settings = settings
         self._fill = dict(fill)
         self._clock = clock
         self._meter = meter
         self._cost = cost or CostModel()
+        self._inline_s = inline_s
         self._scheduler = Scheduler(
-            settings.max_batch_size, settings.max_batch_tokens, settings.max_overtakes, self._cost
+            settings.max_batch_size,
+            settings.max_batch_tokens,
+            settings.max_overtakes,
+            self._cost,
+            settings.preferred_batch_sizes,
         )
         self._loop = asyncio.get_running_loop()
         self._ahead: list[Work] = []
         """Formed while every instance computes, the most urgent first."""
+        self._ahead_from = 1
         self._arrivals = 0
         self._closing = False
-        self._ahead_from = 1
+        self._due = False
         self._delay: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
+        self._deadlines: Deadlines[_Message] = Deadlines(clock, self._expire)
         self.counts = Counts()
-        self._workers = [Worker(instance, self._fill, self._finished) for instance in instances]
+        self._workers = [
+            Worker(instance, self._fill, self._finished, scores=scores, multi_label=multi_label)
+            for instance in instances
+        ]
 
     async def submit(
         self,
@@ -114,7 +135,7 @@ class Batcher:
             raise Draining("this version is being unloaded")
         if not items:
             return []
-        message = self._accept(items, permit, priority, on_item)
+        message = self._accept(items, permit.deadline.at, priority, on_item)
         try:
             return await message.future
         except asyncio.CancelledError:
@@ -130,11 +151,11 @@ class Batcher:
         """
         if not self._cost.learned:
             return 0.0
-        order = (priority, deadline.at, self._arrivals + 1)
+        own = sum([item.length for item in items])
+        order: Order = (priority, deadline.at, self._arrivals + 1)
         waiting, tokens = self._scheduler.before(order)
         ahead = [work for work in self._ahead if work.batch.entries[0].order < order]
-        tokens += sum(item.length for item in items)
-        return self._time_for(waiting + len(items), tokens, ahead)
+        return self._time_for(waiting + len(items), tokens + own, ahead)
 
     def drain_s(self) -> float:
         """Time until the queue has room for one batch more: the hint when it is full."""
@@ -149,88 +170,116 @@ class Batcher:
         while self.counts.pending:
             self._settled.clear()
             await self._settled.wait()
+        self._deadlines.close()
         for worker in self._workers:
             await worker.close()
 
     def _time_for(self, items: int, tokens: int, ahead: Sequence[Work]) -> float:
-        now = self._clock()
         batches = -(-items // self._settings.max_batch_size)
-        busy = sum(self._left(worker, now) for worker in self._workers)
-        busy += sum(self._cost.seconds(1, work.batch.padded_tokens) for work in ahead)
-        return (self._cost.seconds(batches, tokens) + busy) / max(1, len(self._workers))
-
-    def _left(self, worker: Worker, now: float) -> float:
-        if worker.running is None:
-            return 0.0
-        whole = self._cost.seconds(1, worker.running.batch.padded_tokens)
-        return max(0.0, whole - (now - worker.since))
+        seconds = self._cost.seconds(batches, tokens)
+        for worker in self._workers:
+            if worker.running is not None:
+                whole = self._cost.seconds(1, worker.running.batch.padded_tokens)
+                seconds += max(0.0, whole - (self._clock() - worker.since))
+        for work in ahead:
+            seconds += self._cost.seconds(1, work.batch.padded_tokens)
+        return seconds / max(1, len(self._workers))
 
     def _accept(
-        self, items: Sequence[Encoded], permit: Permit, priority: int, on_item: OnItem | None
+        self, items: Sequence[Encoded], deadline: float, priority: int, on_item: OnItem | None
     ) -> _Message:
         now = self._clock()
-        message = _Message(self._loop.create_future(), [None] * len(items), [], on_item, len(items))
-        for index, item in enumerate(items):
-            self._arrivals += 1
-            entry = Entry(
-                (priority, permit.deadline.at, self._arrivals),
+        count = len(items)
+        message = _Message(self._loop.create_future(), [None] * count, on_item, count)
+        first = self._arrivals
+        self._arrivals += count
+        message.entries = [
+            _Queued(
+                (priority, deadline, first + index),
                 item.length,
-                _Waiting(message, index, item, now),
+                item.group,
+                0,
+                message,
+                index,
+                item,
+                now,
             )
-            message.entries.append(entry)
+            for index, item in enumerate(items)
+        ]
+        for entry in message.entries:
             self._scheduler.push(entry)
-        self.counts.submitted += len(items)
-        self.counts.pending += len(items)
-        message.timer = self._loop.call_later(
-            max(0.0, permit.deadline.remaining(now)), self._expire, message
-        )
-        self._give_back_overtaken()
-        self._dispatch()
+        self.counts.submitted += count
+        self.counts.pending += count
+        self._deadlines.add(deadline, message)
+        self._dispatch_soon()
         return message
 
     def _expire(self, message: _Message) -> None:
-        if message.future.done():
-            return
-        self._abandon(message, "expired")
-        message.future.set_exception(DeadlineExpired("the deadline passed before the answer"))
+        """The message's deadline has passed."""
+        if not message.future.done():
+            self._abandon(message, "expired")
+            message.future.set_exception(DeadlineExpired("the deadline passed before the answer"))
 
     def _abandon(self, message: _Message, outcome: str) -> None:
         """Nobody waits for this message any more: free what it holds in the queue, at once."""
-        if message.timer:
-            message.timer.cancel()
-        for entry in message.entries:
-            if not entry.payload.done:
-                self._scheduler.remove(entry)
-                self._settle(entry, outcome)
+        left = [entry for entry in message.entries if not entry.done]
+        for entry in left:
+            self._scheduler.remove(entry)
+            entry.done = True
+        self._close_message(message)
+        self._settle(outcome, len(left))
 
-    def _settle(self, entry: Entry, outcome: str) -> None:
-        entry.payload.done = True
-        self.counts.pending -= 1
-        setattr(self.counts, outcome, getattr(self.counts, outcome) + 1)
+    def _close_message(self, message: _Message) -> None:
+        message.entries = ()
+        self._deadlines.forget()
+
+    def _settle(self, outcome: str, count: int) -> None:
+        if count:
+            self.counts.pending -= count
+            setattr(self.counts, outcome, getattr(self.counts, outcome) + count)
+            self._meter.outcome(outcome, count)
         if not self.counts.pending:
             self._settled.set()
-        self._meter.outcome(outcome)
 
     def _give_back_overtaken(self) -> None:
         kept: list[Work] = []
         for work in self._ahead:
             if self._scheduler.precedes(work.batch):
-                self._scheduler.restore(e for e in work.batch.entries if not e.payload.done)
+                self._scheduler.restore(e for e in _queued(work) if not e.done)
             else:
                 kept.append(work)
         self._ahead = kept
 
+    def _dispatch_soon(self) -> None:
+        """At the end of this turn of the loop, when all that arrives in it is there."""
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._dispatch)
+
     def _dispatch(self, *, waited: bool = False) -> None:
         """Give every free instance a batch, then form full ones ahead for the busy."""
+        self._due = False
+        if self._ahead:
+            self._give_back_overtaken()
         hold = not waited and self._holds()
         free = [worker for worker in self._workers if worker.running is None]
         for position, worker in enumerate(free):
             work = self._next(len(free) - position, hold=hold)
             if work is not None:
-                worker.start(work, self._clock())
-        busy = sum(worker.running is not None for worker in self._workers)
+                self._begin(worker, work)
+        busy = sum([worker.running is not None for worker in self._workers])
         while len(self._ahead) < busy and (work := self._form_ahead()):
             self._ahead.append(work)
+
+    def _begin(self, worker: Worker, work: Work) -> None:
+        whole = self._cost.seconds(1, work.batch.padded_tokens)
+        if not self._inline_s or whole > self._inline_s:
+            worker.start(work, self._clock())
+            return
+        worker.since = self._clock()
+        self._tell(work, worker.run(work), worker.since)
+        if self._scheduler or self._ahead:
+            self._dispatch_soon()  # not now: what the network has brought comes first
 
     def _form_ahead(self) -> Work | None:
         """A full batch if there is one; looked for again only when twice as much waits."""
@@ -243,9 +292,9 @@ class Batcher:
     def _holds(self) -> bool:
         """Whether the model's settings say that only full batches start now."""
         delay_s = self._settings.max_queue_delay_ms / 1000
-        if self._closing:
+        if not delay_s or self._closing:
             return False
-        if delay_s and self._delay is None and len(self._scheduler):
+        if self._delay is None and len(self._scheduler):
             self._delay = self._loop.call_later(delay_s, self._waited)
         return self._delay is not None
 
@@ -265,69 +314,79 @@ class Batcher:
         return None
 
     def _form(self, free: int, *, full_only: bool = False) -> Work | None:
-        for entry in self._scheduler.expire(self._clock()):
-            self._fail_expired(entry)
+        self._deadlines.pass_due()
         batch = self._scheduler.take(free, full_only=full_only)
         return self._padded(batch) if batch else None
 
     def _padded(self, batch: Batch) -> Work:
         started = self._clock()
-        items = [entry.payload.item for entry in batch.entries]
-        inputs = pad(items, self._fill)
+        items = [entry.item for entry in batch.entries]  # type: ignore[attr-defined]  # queued ones
+        try:
+            inputs = pad(items, self._fill)
+        except Exception:
+            # Items that cannot stand together fail, or not, when each is run alone.
+            inputs = {}
         return Work(batch, items, inputs, self._clock() - started)
 
     def _revived(self, work: Work) -> Work | None:
         """The batch without what died since it was formed; padded anew where something did."""
-        now = self._clock()
-        for entry in work.batch.entries:
-            if not entry.payload.done and entry.deadline <= now:
-                self._fail_expired(entry)
-        alive = tuple(entry for entry in work.batch.entries if not entry.payload.done)
-        if len(alive) == len(work.batch.entries):
+        self._deadlines.pass_due()
+        entries = _queued(work)
+        alive = tuple([entry for entry in entries if not entry.done])
+        if len(alive) == len(entries):
             return work
         return self._padded(Batch(alive, work.batch.released)) if alive else None
 
-    def _fail_expired(self, entry: Entry) -> None:
-        """The message's own timer is about to say so; the item must not run meanwhile."""
-        self._expire(entry.payload.message)
-
-    def _finished(self, worker: Worker, work: Work, rows: list[Row], seconds: float) -> None:
+    def _finished(self, worker: Worker, work: Work, ran: Ran) -> None:
+        """A batch comes back from a thread."""
         started, worker.running = worker.since, None
-        self._cost.observe(work.batch.padded_tokens, seconds)
-        self._meter.batch(work.batch, work.batch_s, seconds)
         self._ahead_from = 1
         # The next batch goes out first: the device must not wait while results are told.
         self._dispatch()
-        for entry, row in zip(work.batch.entries, rows, strict=True):
-            if not entry.payload.done:
-                queue_s = max(0.0, started - entry.payload.arrived)
-                self._meter.queued(queue_s)
-                timings = Timings(queue_s, work.batch_s, seconds, len(work.batch.entries))
-                self._answer(entry, row, timings)
+        self._tell(work, ran, started)
 
-    def _answer(self, entry: Entry, row: Row, timings: Timings) -> None:
-        waiting: _Waiting = entry.payload
-        outcome: Outcome
-        if isinstance(row, Exception):
-            _log.error("item failed in the backend", model=self._meter.model, exc_info=row)
-            outcome = BackendFailed(f"{type(row).__name__}: {row}")
-            self._settle(entry, "failed")
-        else:
-            outcome = Scored(row, timings)
-            self._settle(entry, "completed")
-        message = waiting.message
-        message.outcomes[waiting.index] = outcome
+    def _tell(self, work: Work, ran: Ran, started: float) -> None:
+        """Give the waiting their outcomes."""
+        batch = work.batch
+        self._cost.observe(batch.padded_tokens, ran.compute_s)
+        self._meter.batch(batch, work.batch_s, ran)
+        size = len(batch.entries)
+        completed = failed = 0
+        for position, entry in enumerate(_queued(work)):
+            if entry.done:
+                continue
+            entry.done = True
+            queue_s = max(0.0, started - entry.arrived)
+            self._meter.queued(queue_s)
+            found = ran.together or ran.alone[position]
+            if isinstance(found, Outputs):
+                timings = Timings(queue_s, work.batch_s, ran.compute_s, size)
+                index = position if ran.together else 0
+                outcome: Outcome = Scored(found, index, timings)
+                completed += 1
+            else:
+                _log.error("item failed in the backend", model=self._meter.model, exc_info=found)
+                outcome = BackendFailed(f"{type(found).__name__}: {found}")
+                failed += 1
+            self._answer(entry, outcome)
+        self._settle("completed", completed)
+        self._settle("failed", failed)
+
+    def _answer(self, entry: _Queued, outcome: Outcome) -> None:
+        message = entry.message
+        message.outcomes[entry.index] = outcome
         message.left -= 1
         if message.on_item:
-            self._tell(message.on_item, waiting.index, outcome)
+            try:
+                message.on_item(entry.index, outcome)
+            except Exception:
+                # One caller's fault must not keep the others of the batch from their outcomes.
+                _log.exception("outcome not taken", model=self._meter.model)
         if message.left == 0 and not message.future.done():
-            if message.timer:
-                message.timer.cancel()
-            message.future.set_result([o for o in message.outcomes if o is not None])
+            self._close_message(message)
+            message.future.set_result(message.outcomes)  # type: ignore[arg-type]  # all are there
 
-    def _tell(self, on_item: OnItem, index: int, outcome: Outcome) -> None:
-        """One caller's fault must not keep the others of the batch from their outcomes."""
-        try:
-            on_item(index, outcome)
-        except Exception:
-            _log.exception("outcome not taken", model=self._meter.model)
+
+def _queued(work: Work) -> Sequence[_Queued]:
+    """The entries of a batch as what they were pushed as."""
+    return work.batch.entries  # type: ignore[return-value]

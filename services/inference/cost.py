@@ -44,6 +44,11 @@ class CostModel:
             self.seen = max(self.seen, LEARNED_AFTER)
             self._fit()
 
+    def guess(self, tokens: int, seconds: float) -> None:
+        """What one batch took when the model was tried out: a beginning, nothing learned."""
+        self._add(PRIOR_BATCHES, max(1, tokens), seconds)
+        self._fit()
+
     def observe(self, tokens: int, seconds: float) -> None:
         """Learn from one batch."""
         self.seen += 1

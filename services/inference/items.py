@@ -1,6 +1,6 @@
-"""What travels through the batcher: items as callers mean them, encoded items, outcomes."""
+"""What travels through the batcher: items as callers mean them, and encoded items."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +25,31 @@ class TextPairItem:
     second: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class FeaturesItem:
     """A vector of numbers."""
 
-    values: NDArray[np.float32]
-
-
-Item = TextItem | TextPairItem | FeaturesItem
+    values: Sequence[float] | NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
+class ImageItem:
+    """An encoded image file."""
+
+    data: bytes
+
+
+@dataclass(slots=True, eq=False)
+class TensorsItem:
+    """Tensors by the names of the model's inputs ("" is its only one), without batch dimension."""
+
+    tensors: Mapping[str, Array]
+
+
+Item = TextItem | TextPairItem | FeaturesItem | ImageItem | TensorsItem
+
+
+@dataclass(slots=True, eq=False)
 class Encoded:
     """An item ready to be batched: one array for each model input, without batch dimension."""
 
@@ -44,38 +58,24 @@ class Encoded:
     """Tokens, or 1 where items have no length: what padding multiplies."""
     tokens: int = 0
     truncated: bool = False
+    group: Hashable = None
+    """Only items of equal groups may share a batch."""
 
     @property
     def nbytes(self) -> int:
         """What it takes up while it waits."""
-        return sum(array.nbytes for array in self.inputs.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Where the time of one item went, in seconds."""
-
-    queue_s: float
-    batch_s: float
-    compute_s: float
-    batch_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """The model's outputs for one item, without batch dimension."""
-
-    outputs: Mapping[str, Array]
-    timings: Timings
+        return sum([array.nbytes for array in self.inputs.values()])
 
 
 def pad(items: Sequence[Encoded], fill: Mapping[str, int]) -> dict[str, Array]:
     """One array with a batch dimension for each input; shorter items end in `fill`."""
+    if len(items) == 1:
+        return {name: row[None] for name, row in items[0].inputs.items()}
     batch: dict[str, Array] = {}
     for name, first in items[0].inputs.items():
         rows = [item.inputs[name] for item in items]
-        if all(row.shape == first.shape for row in rows):
-            batch[name] = np.stack(rows)
+        if {row.shape for row in rows} == {first.shape}:
+            batch[name] = np.concatenate(rows, axis=None).reshape(len(rows), *first.shape)
             continue
         longest = max(row.shape[0] for row in rows)
         padded = np.full((len(rows), longest), fill.get(name, 0), dtype=first.dtype)

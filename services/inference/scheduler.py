@@ -9,21 +9,23 @@ Its laws, each a property test:
 4. An item is overtaken (left behind while one from behind it in the order is taken) by at most
    `max_overtakes` batches.
 5. What has expired or was cancelled when `take` runs is never in a batch.
+6. A batch holds items of one group only, and has a preferred size where it fills one.
 
 Within these, a batch takes the items nearest in length to its head, as long as the padding costs
 less than a batch of its own would: with a batch costing `a + b x tokens`, an item joins if it adds
 at most `a + b x length`.
 """
 
+import math
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from services.inference.cost import CostModel
 
 Order = tuple[int, float, int]
-Released = Literal["size", "tokens", "padding", "share", "drained"]
+Released = Literal["size", "preferred", "tokens", "padding", "share", "drained"]
 # Looking further than this for a length that fits costs more than the padding it saves.
 WINDOW_BATCHES = 8
 
@@ -35,7 +37,7 @@ class Entry:
     order: Order
     """Priority class, deadline, arrival: smaller goes first."""
     length: int
-    payload: Any = None
+    group: Hashable = None
     overtaken: int = 0
 
     @property
@@ -57,8 +59,8 @@ class Batch:
     """What is not padding."""
 
     def __post_init__(self) -> None:
-        self.longest = max(entry.length for entry in self.entries)
-        self.tokens = sum(entry.length for entry in self.entries)
+        self.longest = max([entry.length for entry in self.entries])
+        self.tokens = sum([entry.length for entry in self.entries])
 
     @property
     def padded_tokens(self) -> int:
@@ -72,22 +74,28 @@ class Scheduler:
 
     max_batch_size: int
     max_batch_tokens: int = 0
-    max_overtakes: int = 4
+    max_overtakes: int = 8
     cost: CostModel = field(default_factory=CostModel)
-    _waiting: list[tuple[Order, Entry]] = field(default_factory=list)
+    preferred: Sequence[int] = ()
     tokens: int = 0
+    """Of all that waits."""
+    _waiting: list[tuple[Order, Entry]] = field(default_factory=list)
+    _soonest: float = math.inf
+    """No deadline of what waits is before this."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def push(self, entry: Entry) -> None:
         """Let an item wait; its order must be unique."""
-        insort(self._waiting, (entry.order, entry), key=_order)
+        # An order is unique, so that entries themselves are never compared.
+        insort(self._waiting, (entry.order, entry))
         self.tokens += entry.length
+        self._soonest = min(self._soonest, entry.order[1])
 
     def remove(self, entry: Entry) -> bool:
         """Forget an item that nobody wants any more; False where it no longer waits."""
-        index = bisect_left(self._waiting, entry.order, key=_order)
+        index = self._index(entry.order)
         if index < len(self._waiting) and self._waiting[index][1] is entry:
             del self._waiting[index]
             self.tokens -= entry.length
@@ -96,9 +104,12 @@ class Scheduler:
 
     def expire(self, now: float) -> list[Entry]:
         """Remove and return what has expired."""
+        if now < self._soonest:
+            return []
         dead = [entry for _, entry in self._waiting if entry.deadline <= now]
         if dead:
             self._keep(dead)
+        self._soonest = min((order[1] for order, _ in self._waiting), default=math.inf)
         return dead
 
     def precedes(self, batch: Batch) -> bool:
@@ -107,7 +118,7 @@ class Scheduler:
 
     def before(self, order: Order) -> tuple[int, int]:
         """How many items wait that go before `order`, and about how many tokens they have."""
-        count = bisect_left(self._waiting, order, key=_order)
+        count = self._index(order)
         return count, self.tokens * count // max(1, len(self._waiting))
 
     def take(self, free_instances: int = 1, *, full_only: bool = False) -> Batch | None:
@@ -139,6 +150,9 @@ class Scheduler:
             return chosen, self._full(limit, len(self._waiting) == 1)
         left_over: Released = "drained"
         for entry in self._candidates(chosen):
+            if entry.group != head.group:
+                left_over = "padding" if left_over == "drained" else left_over
+                continue
             grown = max(longest, entry.length)
             if self.max_batch_tokens and grown * (len(chosen) + 1) > self.max_batch_tokens:
                 left_over = "tokens"
@@ -149,8 +163,15 @@ class Scheduler:
             chosen.append(entry)
             longest = grown
             if len(chosen) == limit:
-                return chosen, self._full(limit, len(chosen) == len(self._waiting))
-        return chosen, left_over
+                return self._cut(chosen, self._full(limit, len(chosen) == len(self._waiting)))
+        return self._cut(chosen, left_over)
+
+    def _cut(self, chosen: list[Entry], released: Released) -> tuple[list[Entry], Released]:
+        """The largest preferred size that is filled; from the end, where what fits least is."""
+        size = max((size for size in self.preferred if size <= len(chosen)), default=0)
+        if size in (0, len(chosen)):
+            return chosen, released
+        return chosen[:size], "preferred"
 
     def _full(self, limit: int, drained: bool) -> Released:
         if limit == self.max_batch_size:
@@ -184,8 +205,10 @@ class Scheduler:
         return added <= self.cost.fixed + self.cost.per_token * entry.length
 
     def _count_overtakes(self, chosen: list[Entry]) -> None:
+        if len(chosen) == len(self._waiting):
+            return
         taken = {id(entry) for entry in chosen}
-        last = max(entry.order for entry in chosen)
+        last = max([entry.order for entry in chosen])
         for order, entry in self._waiting:
             if order > last:
                 return
@@ -193,10 +216,13 @@ class Scheduler:
                 entry.overtaken += 1
 
     def _keep(self, gone: list[Entry]) -> None:
-        out = {id(entry) for entry in gone}
-        self._waiting = [pair for pair in self._waiting if id(pair[1]) not in out]
-        self.tokens -= sum(entry.length for entry in gone)
+        if len(gone) == len(self._waiting):
+            self._waiting = []
+        else:
+            out = {id(entry) for entry in gone}
+            self._waiting = [pair for pair in self._waiting if id(pair[1]) not in out]
+        self.tokens -= sum([entry.length for entry in gone])
 
-
-def _order(pair: tuple[Order, Entry]) -> Order:
-    return pair[0]
+    def _index(self, order: Order) -> int:
+        """How many wait before this order."""
+        return bisect_left(self._waiting, (order,))

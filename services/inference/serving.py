@@ -8,8 +8,7 @@ Knows no wire: `fetch` brings the files and `start` makes them run.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,7 +71,25 @@ class Loaded(Generic[RunnerT]):
         return self.entry.model, self.entry.version
 
 
-@dataclass(frozen=True, slots=True)
+class Use(Generic[RunnerT]):
+    """A version held for as long as a `with` lasts."""
+
+    __slots__ = ("loaded",)
+
+    def __init__(self, loaded: Loaded[RunnerT]) -> None:
+        self.loaded = loaded
+
+    def __enter__(self) -> Loaded[RunnerT]:
+        self.loaded.users += 1
+        return self.loaded
+
+    def __exit__(self, *_: object) -> None:
+        self.loaded.users -= 1
+        if not self.loaded.users:
+            self.loaded.idle.set()
+
+
+@dataclass(slots=True)
 class Wanted:
     """What a caller asked for: a model, and a version or an alias or neither."""
 
@@ -124,17 +141,9 @@ class Serving(Generic[RunnerT]):
         model, version = key
         return sorted(a for a, v in self._aliases.get(model, {}).items() if v == version)
 
-    @contextmanager
-    def use(self, wanted: Wanted) -> Iterator[Loaded[RunnerT]]:
-        """The version that `wanted` means now; it is not unloaded while it is used."""
-        loaded = self._resolve(wanted)
-        loaded.users += 1
-        try:
-            yield loaded
-        finally:
-            loaded.users -= 1
-            if not loaded.users:
-                loaded.idle.set()
+    def use(self, wanted: Wanted) -> "Use[RunnerT]":
+        """The version that `wanted` means now; it is not unloaded within the `with`."""
+        return Use(self._resolve(wanted))
 
     async def update(self, catalog: Catalog) -> None:
         """The registry says something new: load what is missing, then switch and drain."""

@@ -1,4 +1,8 @@
-"""The thread of one model instance: padded batches in, rows of outputs out. Knows no caller."""
+"""One model instance and where it runs: padded batches in, outputs out. Knows no caller.
+
+A batch runs on the instance's own thread, or, where it takes less than handing it over would, on
+the event loop itself.
+"""
 
 import asyncio
 import queue
@@ -10,12 +14,10 @@ from dataclasses import dataclass
 from services.inference.backend import Instance
 from services.inference.items import Array, Encoded, pad
 from services.inference.scheduler import Batch
-
-Row = Mapping[str, Array] | Exception
-"""The outputs of one item, or what its run raised."""
+from services.inference.scoring import Outputs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Work:
     """A padded batch on its way to an instance."""
 
@@ -25,6 +27,17 @@ class Work:
     batch_s: float
 
 
+@dataclass(slots=True, eq=False)
+class Ran:
+    """What a batch gave: its outputs, or, where it failed, those of each item run alone."""
+
+    together: Outputs | None
+    alone: Sequence[Outputs | Exception]
+    compute_s: float
+    output_s: float
+    """Reading the probabilities off the outputs."""
+
+
 class Worker:
     """One instance with its thread and the batch it runs."""
 
@@ -32,11 +45,16 @@ class Worker:
         self,
         instance: Instance,
         fill: Mapping[str, int],
-        done: Callable[["Worker", Work, list[Row], float], None],
+        done: Callable[["Worker", Work, Ran], None],
+        *,
+        scores: bool = True,
+        multi_label: bool = False,
     ) -> None:
         self._instance = instance
         self._fill = fill
         self._done = done
+        self._scores = scores
+        self._multi_label = multi_label
         self._loop = asyncio.get_running_loop()
         self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="instance", daemon=True)
@@ -45,10 +63,27 @@ class Worker:
         self._thread.start()
 
     def start(self, work: Work, now: float) -> None:
-        """Run a batch; `done` is called on the loop when it has run."""
+        """Run a batch on the thread; `done` is called on the loop when it has run."""
         self.running = work
         self.since = now
         self._inbox.put(work)
+
+    def run(self, work: Work) -> Ran:
+        """Run a batch here and now; one that fails is run again item by item, once."""
+        started = time.perf_counter()
+        alone: Sequence[Outputs | Exception] = ()
+        together: Outputs | None = None
+        try:
+            together = self._outputs(work.inputs, len(work.items))
+        except Exception as error:
+            one = len(work.items) == 1
+            alone = [error] if one else [self._alone(item) for item in work.items]
+        ran = time.perf_counter()
+        if self._scores:
+            for outputs in alone if together is None else (together,):
+                if isinstance(outputs, Outputs):
+                    outputs.score()
+        return Ran(together, alone, ran - started, time.perf_counter() - ran)
 
     async def close(self) -> None:
         """End the thread after the batch in hand."""
@@ -57,29 +92,18 @@ class Worker:
 
     def _serve(self) -> None:
         while (work := self._inbox.get()) is not None:
-            started = time.perf_counter()
-            rows = self._run(work)
-            seconds = time.perf_counter() - started
-            self._loop.call_soon_threadsafe(self._done, self, work, rows, seconds)
+            ran = self.run(work)
+            self._loop.call_soon_threadsafe(self._done, self, work, ran)
 
-    def _run(self, work: Work) -> list[Row]:
-        """A row for each item; a batch that fails is run again item by item, once."""
+    def _alone(self, item: Encoded) -> Outputs | Exception:
         try:
-            return _rows(self._instance.run(work.inputs), len(work.items))
-        except Exception as error:
-            if len(work.items) == 1:
-                return [error]
-        return [self._alone(item) for item in work.items]
-
-    def _alone(self, item: Encoded) -> Row:
-        try:
-            return _rows(self._instance.run(pad([item], self._fill)), 1)[0]
+            return self._outputs(pad([item], self._fill), 1)
         except Exception as error:
             return error
 
-
-def _rows(outputs: Mapping[str, Array], count: int) -> list[Row]:
-    for name, values in outputs.items():
-        if len(values) != count:
-            raise ValueError(f"output {name} has {len(values)} rows for {count} items")
-    return [{name: values[i] for name, values in outputs.items()} for i in range(count)]
+    def _outputs(self, inputs: Mapping[str, Array], count: int) -> Outputs:
+        arrays = self._instance.run(inputs)
+        for name, values in arrays.items():
+            if len(values) != count:
+                raise ValueError(f"output {name} has {len(values)} rows for {count} items")
+        return Outputs(arrays, multi_label=self._multi_label)

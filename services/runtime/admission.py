@@ -36,7 +36,7 @@ def one_s() -> float:
     return 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cost:
     """What a piece of work takes up while it waits and runs."""
 

@@ -16,7 +16,9 @@ from gristmill.bounds.v1 import bounds_pb2
 
 from services.runtime.errors import InvalidRequest, Violation
 
-Check = Callable[[Any, str, list[Violation]], None]
+Path = tuple["Path | None", str]
+"""The name of a field behind the path of what holds it: put into words only for a violation."""
+Check = Callable[[Any, "Path | None", list[Violation]], None]
 _MESSAGE = FieldDescriptor.TYPE_MESSAGE
 _NUMBERS = {
     FieldDescriptor.CPPTYPE_INT32,
@@ -47,7 +49,7 @@ class Bounds:
             return
         found: list[Violation] = []
         for one in checks:
-            one(request, "", found)
+            one(request, None, found)
         if found:
             raise InvalidRequest(
                 "; ".join(f"{v.field}: {v.description}" for v in found[:3]),
@@ -60,12 +62,14 @@ class Bounds:
             # A type inside itself refers to this list, which is filled by the time it is read.
             checks = self._checks[name] = []
             self._compiling.add(name)
-            checks += [check for field in descriptor.fields for check in self._field(field)]
+            alone = [field for field in descriptor.fields if not _in_a_oneof(field)]
+            checks += [check for field in alone for check in self._field(field)]
+            checks += [check for oneof in descriptor.oneofs for check in self._oneof(oneof)]
             self._compiling.remove(name)
         return self._checks[name]
 
     def _field(self, field: Any) -> list[Check]:
-        bounds = field.GetOptions().Extensions[bounds_pb2.field]
+        bounds = _bounds_of(field)
         found: list[Check] = []
         if bounds.required:
             found.append(_required(field))
@@ -77,12 +81,53 @@ class Bounds:
             found.append(_apply(field, check) if value is field else _each_entry(field, check))
         return found
 
+    def _oneof(self, oneof: Any) -> list[Check]:
+        """One look at which member is there, instead of one for each."""
+        members = [field for field in oneof.fields if _in_a_oneof(field)]
+        by_name = {
+            field.name: check
+            for field in members
+            if (check := _value_check(field, _bounds_of(field)) or self._nested(field))
+        }
+        required = [_required(field) for field in members if _bounds_of(field).required]
+        return [*required, _chosen(oneof.name, by_name)] if by_name else required
+
     def _nested(self, field: Any) -> Check | None:
         if field.type != _MESSAGE or _leaf(field.message_type):
             return None
         nested = self._compiled(field.message_type)
         open_still = field.message_type.full_name in self._compiling
         return _all_of(nested) if nested or open_still else None
+
+
+def _bounds_of(field: Any) -> bounds_pb2.Bounds:
+    found: bounds_pb2.Bounds = field.GetOptions().Extensions[bounds_pb2.field]
+    return found
+
+
+def _in_a_oneof(field: Any) -> bool:
+    """Whether it is one of several; an optional field is alone in a oneof of its own."""
+    oneof = field.containing_oneof
+    return oneof is not None and not (len(oneof.fields) == 1 and oneof.name.startswith("_"))
+
+
+def _chosen(oneof: str, by_name: dict[str, Check]) -> Check:
+    def run(owner: Any, path: Path | None, found: list[Violation]) -> None:
+        name = owner.WhichOneof(oneof)
+        check = by_name.get(name)
+        if check is not None:
+            check(getattr(owner, name), (path, name), found)
+
+    return run
+
+
+def _words(path: Path | None) -> str:
+    """The path as a caller reads it: a.b[3].c."""
+    words: list[str] = []
+    while path is not None:
+        path, word = path
+        words.append(word)
+    return ".".join(reversed(words))
 
 
 def _leaf(descriptor: Any) -> bool:
@@ -94,9 +139,9 @@ def _is_map(field: Any) -> bool:
 
 
 def _all_of(checks: list[Check]) -> Check:
-    def run(value: Any, path: str, found: list[Violation]) -> None:
+    def run(value: Any, path: Path | None, found: list[Violation]) -> None:
         for check in checks:
-            check(value, path + ".", found)
+            check(value, path, found)
 
     return run
 
@@ -105,10 +150,10 @@ def _required(field: FieldDescriptor) -> Check:
     name = field.name
     presence = field.has_presence
 
-    def run(owner: Any, path: str, found: list[Violation]) -> None:
+    def run(owner: Any, path: Path | None, found: list[Violation]) -> None:
         absent = not owner.HasField(name) if presence else not getattr(owner, name)
         if absent:
-            found.append(Violation(path + name, "is required"))
+            found.append(Violation(_words((path, name)), "is required"))
 
     return run
 
@@ -117,12 +162,13 @@ def _count(name: str, bounds: bounds_pb2.Bounds) -> Check:
     low = bounds.min_items
     high = bounds.max_items if bounds.HasField("max_items") else math.inf
 
-    def run(owner: Any, path: str, found: list[Violation]) -> None:
+    def run(owner: Any, path: Path | None, found: list[Violation]) -> None:
         count = len(getattr(owner, name))
         if count < low:
-            found.append(Violation(path + name, f"needs at least {low} elements"))
+            found.append(Violation(_words((path, name)), f"needs at least {low} elements"))
         elif count > high:
-            found.append(Violation(path + name, f"has {count} elements, at most {high} are taken"))
+            said = f"has {count} elements, at most {high} are taken"
+            found.append(Violation(_words((path, name)), said))
 
     return run
 
@@ -132,18 +178,18 @@ def _apply(field: FieldDescriptor, check: Check) -> Check:
     name = field.name
     if field.is_repeated:
 
-        def each(owner: Any, path: str, found: list[Violation]) -> None:
+        def each(owner: Any, path: Path | None, found: list[Violation]) -> None:
             for index, value in enumerate(getattr(owner, name)):
                 if len(found) >= MAX_VIOLATIONS:
                     return
-                check(value, f"{path}{name}[{index}]", found)
+                check(value, (path, f"{name}[{index}]"), found)
 
         return each
     presence = field.has_presence
 
-    def one(owner: Any, path: str, found: list[Violation]) -> None:
+    def one(owner: Any, path: Path | None, found: list[Violation]) -> None:
         if owner.HasField(name) if presence else getattr(owner, name):
-            check(getattr(owner, name), path + name, found)
+            check(getattr(owner, name), (path, name), found)
 
     return one
 
@@ -152,12 +198,12 @@ def _each_entry(field: FieldDescriptor, check: Check) -> Check:
     """Run a value check on each value of a map."""
     name = field.name
 
-    def run(owner: Any, path: str, found: list[Violation]) -> None:
+    def run(owner: Any, path: Path | None, found: list[Violation]) -> None:
         entries = getattr(owner, name)
         for key in entries:
             if len(found) >= MAX_VIOLATIONS:
                 return
-            check(entries[key], f"{path}{name}[{str(key)[:MAX_KEY_CHARS]}]", found)
+            check(entries[key], (path, f"{name}[{str(key)[:MAX_KEY_CHARS]}]"), found)
 
     return run
 
@@ -180,14 +226,14 @@ def _text_check(bounds: bounds_pb2.Bounds) -> Check | None:
     if not low and high == math.inf and pattern is None:
         return None
 
-    def run(value: Any, path: str, found: list[Violation]) -> None:
+    def run(value: Any, path: Path | None, found: list[Violation]) -> None:
         size = len(value)
         if size > high:
-            found.append(Violation(path, f"is {size} long, at most {high} is taken"))
+            found.append(Violation(_words(path), f"is {size} long, at most {high} is taken"))
         elif size < low:
-            found.append(Violation(path, f"is {size} long, at least {low} is needed"))
+            found.append(Violation(_words(path), f"is {size} long, at least {low} is needed"))
         elif pattern is not None and not pattern.fullmatch(value):
-            found.append(Violation(path, f"must match {pattern.pattern}"))
+            found.append(Violation(_words(path), f"must match {pattern.pattern}"))
 
     return run
 
@@ -201,11 +247,11 @@ def _number_check(field: FieldDescriptor, bounds: bounds_pb2.Bounds) -> Check | 
         return None
     is_duration = field.type == _MESSAGE
 
-    def run(value: Any, path: str, found: list[Violation]) -> None:
+    def run(value: Any, path: Path | None, found: list[Violation]) -> None:
         number = value.seconds + value.nanos / 1e9 if is_duration else value
         # A NaN compares false with everything, so the test is for what is allowed.
         if not (low <= number <= high and (above is None or number > above)):
-            found.append(Violation(path, f"is {number:g}; {_span(low, high, above)}"))
+            found.append(Violation(_words(path), f"is {number:g}; {_span(low, high, above)}"))
 
     return run
 

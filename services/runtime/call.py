@@ -23,6 +23,8 @@ class Call:
     identity: Identity
     deadline: Deadline
     metadata: dict[str, str] = field(default_factory=dict)
+    bounded: bool = True
+    """The caller gave the deadline; an open stream without one is not ended by the default."""
 
 
 _CURRENT: ContextVar[Call] = ContextVar("gristmill_call")

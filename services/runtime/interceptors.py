@@ -24,9 +24,9 @@ from grpc.aio import AbortError
 from opentelemetry import trace
 
 from services.runtime import logs, metrics, status
-from services.runtime.auth import PUBLIC, SCOPES, Authenticator, Credentials
+from services.runtime.auth import ANONYMOUS, PUBLIC, SCOPES, Authenticator, Credentials
 from services.runtime.bounds import Bounds
-from services.runtime.call import Call, enter
+from services.runtime.call import Call, Identity, enter
 from services.runtime.deadline import Deadline
 from services.runtime.errors import Draining, GristmillError, InvalidRequest, NotImplementedYet
 from services.runtime.tracing import Tracing
@@ -35,6 +35,7 @@ Behaviour = Callable[..., Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Decode = Callable[[bytes], Any]
 REQUEST_ID = "x-request-id"
+DELEGATED = "x-gristmill-identity"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 # grpcio and native report a call without a deadline as None or as a very large number.
 _NO_DEADLINE_S = 365 * 86400.0
@@ -166,14 +167,7 @@ class Interceptor:
         opened.request_id = (
             given if _REQUEST_ID.fullmatch(given) else f"{self._prefix}-{next(self._count):x}"
         )
-        identity = self._authenticator.authorize(
-            opened.method,
-            Credentials(
-                sent.pop("authorization", ""),
-                sent.get("x-gristmill-identity", ""),
-                sent.get("x-gristmill-scopes", ""),
-            ),
-        )
+        identity = self._identity(opened.method, sent)
         if self.draining and SCOPES.get(opened.method) != PUBLIC:
             raise Draining("this server is shutting down")
         remaining = context.time_remaining()
@@ -182,10 +176,23 @@ class Interceptor:
         else:
             opened.timeout_s = remaining
         deadline = Deadline(opened.started + remaining)
-        opened.call = Call(opened.method, opened.request_id, identity, deadline, sent)
+        bounded = opened.timeout_s is not None
+        opened.call = Call(opened.method, opened.request_id, identity, deadline, sent, bounded)
         enter(opened.call)
         if self._tracing.enabled:
             opened.span = self._tracing.start(opened.method, sent)
+
+    def _identity(self, method: str, sent: dict[str, Any]) -> Identity:
+        if not self._authenticator.enabled and method in SCOPES and DELEGATED not in sent:
+            return ANONYMOUS
+        return self._authenticator.authorize(
+            method,
+            Credentials(
+                sent.pop("authorization", ""),
+                sent.get(DELEGATED, ""),
+                sent.get("x-gristmill-scopes", ""),
+            ),
+        )
 
     def _close(self, opened: _Open, context: Any) -> None:
         context.set_trailing_metadata(((REQUEST_ID, opened.request_id),))

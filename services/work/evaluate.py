@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inference import loading
-from services.inference.batcher import Batcher, Outcome
-from services.inference.items import Encoded, Scored
+from services.inference.batcher import Batcher
+from services.inference.items import Encoded
 from services.inference.loading import Loaded
 from services.inference.manifest import Manifest
 from services.inference.meter import Meter
+from services.inference.outcomes import Outcome, Scored
 from services.inference.scheduler import WINDOW_BATCHES
 from services.inference.scoring import probabilities
 from services.runtime.admission import Admission, Cost, Limits
@@ -24,7 +25,7 @@ from services.runtime.errors import (
     GristmillError,
     InvalidRequest,
 )
-from services.work.examples import Example, Examples, Labels
+from services.inference.examples import Example, Examples, Labels
 from services.work.pace import Paced, Progress
 from services.work.scores import Scores
 

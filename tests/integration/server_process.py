@@ -16,7 +16,7 @@ from services.runtime.config import ServerConfig, load
 from services.runtime.errors import Draining
 from services.runtime.health import Health
 from services.runtime.server import Server, main
-from tests.harness import Scripted, classifier, pb
+from tests.harness import Scripted, bidi_response, classifier, pb
 
 
 class Config(ServerConfig):
@@ -60,7 +60,7 @@ class Behaviour:
     async def bidi(self, requests: Any, _context: Any) -> AsyncIterator[Any]:
         """Echo the first id, then hold the stream whatever the drain wants."""
         async for request in requests:
-            yield pb.ClassifyBidiResponse(id=request.items[0].id)
+            yield bidi_response(request.items[0].id)
             await self._hold()
 
     async def _hold(self) -> None:

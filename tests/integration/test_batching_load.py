@@ -18,7 +18,6 @@ import pytest
 from gristmill.classifier.v1 import options_pb2
 from numpy.typing import NDArray
 
-from services.classifier.servicer import ClassifierServicer
 from services.runtime.admission import Limits
 from tests.harness import SOON_S, Served, classifier, metric, metric_sum, pb, serve
 from tests.unit.classifier.models import FIRST_TOKEN, NUMBERS, World, message, number_in
@@ -111,7 +110,7 @@ async def test_nothing_is_lost_crossed_or_left_behind(
     outcomes = ("completed", "failed", "expired", "cancelled")
     before = {name: counted(name) for name in outcomes}
     rejected = metric_sum("gristmill_rejected_total", model="m")
-    servicer = ClassifierServicer(world.serving, 5)  # type: ignore[abstract]  # bidi is not built
+    servicer = world.servicer
     service = classifier(servicer, on_close=[world.close])
     async with serve(service, transport) as served:
         async with asyncio.timeout(SOON_S):

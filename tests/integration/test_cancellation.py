@@ -19,6 +19,7 @@ from tests.harness import (
     Scripted,
     Served,
     bidi_request,
+    bidi_response,
     collect,
     failure,
     metric,
@@ -75,7 +76,7 @@ class Holding:
     async def bidi(self, requests: Any, _context: Any) -> AsyncIterator[Any]:
         """Hold after a message each way."""
         async for _ in requests:
-            yield pb.ClassifyBidiResponse()
+            yield bidi_response()
             await self.hold()
 
     async def all_gone(self, served: Served) -> None:
@@ -171,7 +172,7 @@ async def test_a_handler_that_waits_for_a_slow_reader_is_ended_too(
     async def bidi(_requests: Any, _context: Any) -> AsyncIterator[Any]:
         async with aclosing(forever()) as texts:
             async for text in texts:
-                yield pb.ClassifyBidiResponse(model=text)
+                yield bidi_response(model=text)
 
     async with serve(Scripted(stream=stream, bidi=bidi), transport) as served:
         call = CALLS[shape][1](served)
@@ -195,7 +196,7 @@ async def test_requests_that_still_come_are_not_waited_for(transport: str, how: 
     async def bidi(requests: Any, _context: Any) -> AsyncIterator[Any]:
         try:
             async for message in requests:
-                yield pb.ClassifyBidiResponse(id=message.items[0].id)
+                yield bidi_response(message.items[0].id)
                 waiting.set()
         finally:
             ended.set()
@@ -203,7 +204,7 @@ async def test_requests_that_still_come_are_not_waited_for(transport: str, how: 
     async with serve(Scripted(bidi=bidi), transport) as served:
         call = served.stub.ClassifyBidi(timeout=0.5 if how == "deadline" else None)
         await soon(call.write(bidi_request("a")))
-        assert (await soon(call.read())).id == "a"
+        assert (await soon(call.read())).results[0].id == "a"
         await soon(waiting.wait())
         if how == "cancel":
             call.cancel()

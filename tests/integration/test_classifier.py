@@ -16,12 +16,14 @@ from google.rpc import code_pb2, error_details_pb2
 from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2, result_pb2
 from gristmill.registry.v1 import model_pb2
 
-from services.classifier.classifier import Classifier, Starter
+from services.classifier.classifier import Classifier
+from services.classifier.servicer import ClassifierServicer
+from services.classifier.starter import Starter
+from services.classifier.traffic import Traffic
 from services.classifier.oip.contract import SERVICE as OIP
 from services.classifier.oip.contract import method_handlers
 from services.classifier.oip.contract import pb as oip
 from services.classifier.oip.servicer import NotBuilt
-from services.classifier.servicer import ClassifierServicer
 from services.inference.manifest import FILE_NAME
 from services.inference.serving import Serving
 from services.runtime.admission import Limits
@@ -103,7 +105,7 @@ async def rig(
     world = World(folder, device, **world_fields)
     for model in models or ("m",):
         await world.add(model)
-    servicer = ClassifierServicer(world.serving, 5)  # type: ignore[abstract]  # bidi is not built
+    servicer = world.servicer
     service = classifier(
         servicer,
         handlers={OIP.full_name: method_handlers(NotBuilt())},
@@ -495,13 +497,6 @@ async def test_the_open_inference_protocol_is_not_built(transport: str, tmp_path
             assert (error.code(), reason(error)) == (Code.UNIMPLEMENTED, "NOT_IMPLEMENTED")
 
 
-async def test_the_bidi_stream_is_not_built(transport: str, tmp_path: Path) -> None:
-    async with rig(transport, tmp_path) as r:
-        call = r.served.stub.ClassifyBidi(iter([bidi_request("a")]))
-        error = await failure(collect(call))
-        assert (error.code(), reason(error)) == (Code.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-
-
 # The real thing.
 
 
@@ -529,7 +524,7 @@ async def test_the_built_models_answer(transport: str) -> None:
         await serving.update(catalog)
         await soon(serving.synced.wait())
         assert [(one.state, one.reason) for one in serving.models()] == [("ready", "")] * 2
-        servicer = ClassifierServicer(serving, 5)  # type: ignore[abstract]  # bidi is not built
+        servicer = ClassifierServicer(serving, Traffic(serving))
         async with serve(classifier(servicer, on_close=[serving.close]), transport) as served:
             texts = [item_pb2.Item(text=item_pb2.Text(text=text)) for text in SENTENCES]
             response = await soon(served.stub.Classify(asking(*texts, model=ref("sentiment"))))

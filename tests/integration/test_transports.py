@@ -32,6 +32,7 @@ from tests.harness import (
     Scripted,
     Served,
     bidi_request,
+    bidi_response,
     classifier,
     collect,
     details,
@@ -114,7 +115,8 @@ async def test_a_bidi_stream_answers_while_it_is_asked(transport: str) -> None:
         call = served.stub.ClassifyBidi()
         for number in range(50):
             await soon(call.write(bidi_request(f"{number}", f"{number}b")))
-            assert [(await soon(call.read())).id for _ in range(2)] == [f"{number}", f"{number}b"]
+            read = [(await soon(call.read())).results[0].id for _ in range(2)]
+            assert read == [f"{number}", f"{number}b"]
         await soon(call.done_writing())
         assert await soon(call.read()) is grpc.aio.EOF
         assert await soon(call.code()) is Code.OK
@@ -125,21 +127,21 @@ async def test_a_bidi_stream_may_answer_late_and_end_early(transport: str) -> No
     async def first_two(requests: Any, _context: Any) -> AsyncIterator[Any]:
         names = [message.items[0].id async for message in requests]
         for name in reversed(names):
-            yield pb.ClassifyBidiResponse(id=name)
+            yield bidi_response(name)
 
     async def leave(requests: Any, _context: Any) -> AsyncIterator[Any]:
         async for message in requests:
-            yield pb.ClassifyBidiResponse(id=message.items[0].id)
+            yield bidi_response(message.items[0].id)
             return
 
     async with serve(Scripted(bidi=first_two), transport) as served:
         asked = (bidi_request(name) for name in "abc")
         responses = await collect(served.stub.ClassifyBidi(asked))
-        assert [response.id for response in responses] == ["c", "b", "a"]
+        assert [response.results[0].id for response in responses] == ["c", "b", "a"]
     async with serve(Scripted(bidi=leave), transport) as served:
         call = served.stub.ClassifyBidi()
         await soon(call.write(bidi_request("a")))
-        assert (await soon(call.read())).id == "a"
+        assert (await soon(call.read())).results[0].id == "a"
         assert await soon(call.read()) is grpc.aio.EOF
         assert await soon(call.code()) is Code.OK
 
@@ -150,12 +152,12 @@ async def test_the_peer(transport: str) -> None:
         return pb.ClassifyResponse(model=context.peer())
 
     async def bidi(_requests: Any, context: Any) -> AsyncIterator[Any]:
-        yield pb.ClassifyBidiResponse(id=context.peer())
+        yield bidi_response(context.peer())
 
     async with serve(Scripted(unary=unary, bidi=bidi), transport) as served:
         assert (await soon(served.stub.Classify(request()))).model.startswith("ipv4:127.0.0.1:")
         (answer,) = await collect(served.stub.ClassifyBidi(iter([bidi_request("a")])))
-        known = answer.id.startswith("ipv4:127.0.0.1:")
+        known = answer.results[0].id.startswith("ipv4:127.0.0.1:")
         assert known == able("peer() on bidi streams", transport)
 
 
@@ -209,7 +211,7 @@ def failing(error: Exception) -> Scripted:
 
     async def bidi(requests: Any, _context: Any) -> AsyncIterator[Any]:
         async for message in requests:
-            yield pb.ClassifyBidiResponse(id=message.items[0].id)
+            yield bidi_response(message.items[0].id)
             raise error
 
     return Scripted(unary, stream, bidi)
@@ -225,14 +227,18 @@ async def test_an_error_reaches_the_caller_whole(
     async with serve(failing(error), transport) as served:
         stub = served.stub
         calls = (
-            (stub.ClassifyStream(stream_request(), metadata=sent), "index", 5),
-            (lambda: stub.ClassifyBidi(iter([bidi_request("a")]), metadata=sent), "id", "a"),
+            (stub.ClassifyStream(stream_request(), metadata=sent), lambda r: r.index, 5),
+            (
+                lambda: stub.ClassifyBidi(iter([bidi_request("a")]), metadata=sent),
+                lambda r: r.results[0].id,
+                "a",
+            ),
         )
         got = [await failure(stub.Classify(request(), metadata=sent))]
-        for call, field, value in calls:
+        for call, read, value in calls:
             before: list[Any] = []
             got.append(await failure(collect(call, before)))
-            assert [getattr(response, field) for response in before] == [value]
+            assert [read(response) for response in before] == [value]
     for one in got:
         assert (one.code(), one.details()) == (code, error.message)
         assert reason(one) == error.reason_given
@@ -362,7 +368,7 @@ async def test_bounds_are_checked_before_the_handler(transport: str) -> None:
             collect(lambda: served.stub.ClassifyBidi([good, empty, good]), before)
         )
         assert error.code() is Code.INVALID_ARGUMENT
-        assert [response.id for response in before] == ["a"]
+        assert [response.results[0].id for response in before] == ["a"]
         assert not ran
 
 
@@ -478,7 +484,7 @@ def waiting() -> tuple[Scripted, asyncio.Queue[str], asyncio.Queue[str]]:
     async def bidi(requests: Any, _context: Any) -> AsyncIterator[Any]:
         async for _ in requests:
             await wait("bidi")
-        yield pb.ClassifyBidiResponse()
+        yield bidi_response()
 
     return Scripted(unary, stream, bidi), started, ended
 
@@ -647,7 +653,7 @@ async def test_who_does_not_read_is_not_read_from(transport: str) -> None:
         nonlocal taken
         async for message in requests:
             taken += 1
-            yield pb.ClassifyBidiResponse(id=message.items[0].id, model="z" * 20_000)
+            yield bidi_response(message.items[0].id, model="z" * 20_000)
 
     async def endless() -> AsyncIterator[Any]:
         while True:
@@ -655,7 +661,7 @@ async def test_who_does_not_read_is_not_read_from(transport: str) -> None:
 
     async with serve(Scripted(bidi=bidi), transport) as served:
         slow = rpc.ClassifierServiceStub(served.open()).ClassifyBidi(endless())
-        assert (await soon(slow.read())).id == "a"
+        assert (await soon(slow.read())).results[0].id == "a"
         assert await stalls(served, lambda: taken) < 5000
         slow.cancel()
         await served.idle()

@@ -14,6 +14,8 @@ from gristmill.classifier.v1 import item_pb2, result_pb2
 from numpy.typing import NDArray
 
 from services.classifier.classifier import Answer, Classifier
+from services.classifier.servicer import ClassifierServicer
+from services.classifier.traffic import Traffic
 from services.inference import preprocessing
 from services.inference.backend import Instance, TensorSpec
 from services.inference.backends.fake import FakeBackend, Hook
@@ -101,6 +103,8 @@ class World:
     def __post_init__(self) -> None:
         write_tokenizer(self.folder, [f"n{i}" for i in range(NUMBERS)], special=False)
         self.serving: Serving[Classifier] = Serving("classification", self._fetch, self.start)
+        self.traffic = Traffic(self.serving)
+        self.servicer = ClassifierServicer(self.serving, self.traffic)
 
     async def _fetch(self, entry: VersionEntry) -> Path:
         if entry.model not in self.manifests:
@@ -125,7 +129,9 @@ class World:
         meter = Meter(entry.model, entry.version)
         batcher = Batcher(instances, manifest.batching, preprocessor.fill, meter)
         admission = Admission(self.limits, time.monotonic)
-        runner = Classifier(manifest, backend, preprocessor, batcher, admission, self.threads)
+        runner = Classifier(
+            manifest, backend, preprocessor, batcher, admission, self.threads, meter.statistics
+        )
         self.runners[(entry.model, entry.version)] = runner
         return runner
 

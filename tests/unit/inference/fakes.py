@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from services.inference.backend import Instance
 from services.inference.backends.fake import FakeBackend
-from services.inference.batcher import Batcher, OnItem, Outcome
+from services.inference.batcher import Batcher
 from services.inference.cost import CostModel
-from services.inference.items import Encoded, Scored
+from services.inference.items import Encoded
 from services.inference.manifest import Batching
 from services.inference.meter import Meter
+from services.inference.outcomes import OnItem, Outcome, Scored
 from services.runtime.admission import Admission, Cost, Limits, Permit
 from services.runtime.deadline import Deadline
 from tests.harness import SOON_S, FakeClock, soon

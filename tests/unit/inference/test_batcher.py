@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from services.inference.backends.fake import FakeBackend
 from services.inference.batcher import Batcher, Outcome
 from services.inference.cost import LEARNED_AFTER, CostModel
-from services.inference.items import Scored
 from services.inference.manifest import Batching
 from services.inference.meter import Meter
+from services.inference.outcomes import Scored
 from services.runtime.admission import Cost, Limits, Permit
 from services.runtime.deadline import Deadline
 from services.runtime.errors import (

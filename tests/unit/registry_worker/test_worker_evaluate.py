@@ -10,10 +10,10 @@ from sklearn import metrics as reference
 
 from models.metrics import softmax
 from models.sentiment.encode import open_session, probabilities, tokenize
+from services.inference.examples import MAX_LINE_BYTES
 from services.runtime.errors import FailedPrecondition, InvalidRequest
 from services.work import evaluate as module
 from services.work.evaluate import evaluate
-from services.work.examples import MAX_LINE_BYTES
 from tests.harness import soon
 from tests.unit.registry_worker.folders import LABELS, Heard, built, linear, lines
 

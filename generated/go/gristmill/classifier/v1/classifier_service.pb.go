@@ -449,18 +449,11 @@ func (x *BidiItem) GetItem() *Item {
 	return nil
 }
 
-// A message from ClassifyBidi: one item is done.
+// A message from ClassifyBidi: what has been done since the last one.
 type ClassifyBidiResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id of the item.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// What became of it. A refusal (a full queue, a deadline too short) is the
-	// item's error here, since the stream goes on.
-	Result *ItemResult `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`
-	// The model that answered. Empty when none was reached.
-	Model string `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
-	// The version that answered. 0 when none was reached.
-	Version       uint32 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	// One for each item that is done, in no particular order; at least one.
+	Results       []*BidiResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -495,28 +488,81 @@ func (*ClassifyBidiResponse) Descriptor() ([]byte, []int) {
 	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *ClassifyBidiResponse) GetId() string {
+func (x *ClassifyBidiResponse) GetResults() []*BidiResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+// An item on a bidi stream that is done.
+type BidiResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id of the item.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What became of it. A refusal (a full queue, a deadline too short) is the
+	// item's error here, since the stream goes on.
+	Result *ItemResult `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`
+	// The model that answered. Empty when none was reached.
+	Model string `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
+	// The version that answered. 0 when none was reached.
+	Version       uint32 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BidiResult) Reset() {
+	*x = BidiResult{}
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BidiResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BidiResult) ProtoMessage() {}
+
+func (x *BidiResult) ProtoReflect() protoreflect.Message {
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BidiResult.ProtoReflect.Descriptor instead.
+func (*BidiResult) Descriptor() ([]byte, []int) {
+	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *BidiResult) GetId() string {
 	if x != nil {
 		return x.Id
 	}
 	return ""
 }
 
-func (x *ClassifyBidiResponse) GetResult() *ItemResult {
+func (x *BidiResult) GetResult() *ItemResult {
 	if x != nil {
 		return x.Result
 	}
 	return nil
 }
 
-func (x *ClassifyBidiResponse) GetModel() string {
+func (x *BidiResult) GetModel() string {
 	if x != nil {
 		return x.Model
 	}
 	return ""
 }
 
-func (x *ClassifyBidiResponse) GetVersion() uint32 {
+func (x *BidiResult) GetVersion() uint32 {
 	if x != nil {
 		return x.Version
 	}
@@ -535,7 +581,7 @@ type LoadModelRequest struct {
 
 func (x *LoadModelRequest) Reset() {
 	*x = LoadModelRequest{}
-	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[7]
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +593,7 @@ func (x *LoadModelRequest) String() string {
 func (*LoadModelRequest) ProtoMessage() {}
 
 func (x *LoadModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[7]
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +606,7 @@ func (x *LoadModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadModelRequest.ProtoReflect.Descriptor instead.
 func (*LoadModelRequest) Descriptor() ([]byte, []int) {
-	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{7}
+	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LoadModelRequest) GetModel() *v1.ModelRef {
@@ -581,7 +627,7 @@ type LoadModelResponse struct {
 
 func (x *LoadModelResponse) Reset() {
 	*x = LoadModelResponse{}
-	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[8]
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -593,7 +639,7 @@ func (x *LoadModelResponse) String() string {
 func (*LoadModelResponse) ProtoMessage() {}
 
 func (x *LoadModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[8]
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -606,7 +652,7 @@ func (x *LoadModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadModelResponse.ProtoReflect.Descriptor instead.
 func (*LoadModelResponse) Descriptor() ([]byte, []int) {
-	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{8}
+	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LoadModelResponse) GetModel() *LoadedModel {
@@ -628,7 +674,7 @@ type UnloadModelRequest struct {
 
 func (x *UnloadModelRequest) Reset() {
 	*x = UnloadModelRequest{}
-	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[9]
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +686,7 @@ func (x *UnloadModelRequest) String() string {
 func (*UnloadModelRequest) ProtoMessage() {}
 
 func (x *UnloadModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[9]
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +699,7 @@ func (x *UnloadModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadModelRequest.ProtoReflect.Descriptor instead.
 func (*UnloadModelRequest) Descriptor() ([]byte, []int) {
-	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{9}
+	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UnloadModelRequest) GetModel() *v1.ModelRef {
@@ -672,7 +718,7 @@ type UnloadModelResponse struct {
 
 func (x *UnloadModelResponse) Reset() {
 	*x = UnloadModelResponse{}
-	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[10]
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +730,7 @@ func (x *UnloadModelResponse) String() string {
 func (*UnloadModelResponse) ProtoMessage() {}
 
 func (x *UnloadModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[10]
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +743,7 @@ func (x *UnloadModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadModelResponse.ProtoReflect.Descriptor instead.
 func (*UnloadModelResponse) Descriptor() ([]byte, []int) {
-	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{10}
+	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{11}
 }
 
 // What ListLoadedModels takes: nothing.
@@ -709,7 +755,7 @@ type ListLoadedModelsRequest struct {
 
 func (x *ListLoadedModelsRequest) Reset() {
 	*x = ListLoadedModelsRequest{}
-	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[11]
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -721,7 +767,7 @@ func (x *ListLoadedModelsRequest) String() string {
 func (*ListLoadedModelsRequest) ProtoMessage() {}
 
 func (x *ListLoadedModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[11]
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -734,7 +780,7 @@ func (x *ListLoadedModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLoadedModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListLoadedModelsRequest) Descriptor() ([]byte, []int) {
-	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{11}
+	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{12}
 }
 
 // What ListLoadedModels gives.
@@ -748,7 +794,7 @@ type ListLoadedModelsResponse struct {
 
 func (x *ListLoadedModelsResponse) Reset() {
 	*x = ListLoadedModelsResponse{}
-	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[12]
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +806,7 @@ func (x *ListLoadedModelsResponse) String() string {
 func (*ListLoadedModelsResponse) ProtoMessage() {}
 
 func (x *ListLoadedModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[12]
+	mi := &file_gristmill_classifier_v1_classifier_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +819,7 @@ func (x *ListLoadedModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLoadedModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListLoadedModelsResponse) Descriptor() ([]byte, []int) {
-	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{12}
+	return file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListLoadedModelsResponse) GetModels() []*LoadedModel {
@@ -816,8 +862,11 @@ const file_gristmill_classifier_v1_classifier_service_proto_rawDesc = "" +
 	"\bpriority\x18\x05 \x01(\rB\r\xca\xc1\x18\t1\x00\x00\x00\x00\x00\x00\"@R\bpriority\"`\n" +
 	"\bBidiItem\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xca\xc1\x18\x05\b\x01\x18\x80\x01R\x02id\x129\n" +
-	"\x04item\x18\x02 \x01(\v2\x1d.gristmill.classifier.v1.ItemB\x06\xca\xc1\x18\x02\b\x01R\x04item\"\x93\x01\n" +
-	"\x14ClassifyBidiResponse\x12\x0e\n" +
+	"\x04item\x18\x02 \x01(\v2\x1d.gristmill.classifier.v1.ItemB\x06\xca\xc1\x18\x02\b\x01R\x04item\"U\n" +
+	"\x14ClassifyBidiResponse\x12=\n" +
+	"\aresults\x18\x01 \x03(\v2#.gristmill.classifier.v1.BidiResultR\aresults\"\x89\x01\n" +
+	"\n" +
+	"BidiResult\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12;\n" +
 	"\x06result\x18\x02 \x01(\v2#.gristmill.classifier.v1.ItemResultR\x06result\x12\x14\n" +
 	"\x05model\x18\x03 \x01(\tR\x05model\x12\x18\n" +
@@ -852,7 +901,7 @@ func file_gristmill_classifier_v1_classifier_service_proto_rawDescGZIP() []byte 
 	return file_gristmill_classifier_v1_classifier_service_proto_rawDescData
 }
 
-var file_gristmill_classifier_v1_classifier_service_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_gristmill_classifier_v1_classifier_service_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_gristmill_classifier_v1_classifier_service_proto_goTypes = []any{
 	(*ClassifyRequest)(nil),          // 0: gristmill.classifier.v1.ClassifyRequest
 	(*ClassifyResponse)(nil),         // 1: gristmill.classifier.v1.ClassifyResponse
@@ -861,55 +910,57 @@ var file_gristmill_classifier_v1_classifier_service_proto_goTypes = []any{
 	(*ClassifyBidiRequest)(nil),      // 4: gristmill.classifier.v1.ClassifyBidiRequest
 	(*BidiItem)(nil),                 // 5: gristmill.classifier.v1.BidiItem
 	(*ClassifyBidiResponse)(nil),     // 6: gristmill.classifier.v1.ClassifyBidiResponse
-	(*LoadModelRequest)(nil),         // 7: gristmill.classifier.v1.LoadModelRequest
-	(*LoadModelResponse)(nil),        // 8: gristmill.classifier.v1.LoadModelResponse
-	(*UnloadModelRequest)(nil),       // 9: gristmill.classifier.v1.UnloadModelRequest
-	(*UnloadModelResponse)(nil),      // 10: gristmill.classifier.v1.UnloadModelResponse
-	(*ListLoadedModelsRequest)(nil),  // 11: gristmill.classifier.v1.ListLoadedModelsRequest
-	(*ListLoadedModelsResponse)(nil), // 12: gristmill.classifier.v1.ListLoadedModelsResponse
-	(*v1.ModelRef)(nil),              // 13: gristmill.registry.v1.ModelRef
-	(*Item)(nil),                     // 14: gristmill.classifier.v1.Item
-	(*ClassifyOptions)(nil),          // 15: gristmill.classifier.v1.ClassifyOptions
-	(*ItemResult)(nil),               // 16: gristmill.classifier.v1.ItemResult
-	(*durationpb.Duration)(nil),      // 17: google.protobuf.Duration
-	(*LoadedModel)(nil),              // 18: gristmill.classifier.v1.LoadedModel
+	(*BidiResult)(nil),               // 7: gristmill.classifier.v1.BidiResult
+	(*LoadModelRequest)(nil),         // 8: gristmill.classifier.v1.LoadModelRequest
+	(*LoadModelResponse)(nil),        // 9: gristmill.classifier.v1.LoadModelResponse
+	(*UnloadModelRequest)(nil),       // 10: gristmill.classifier.v1.UnloadModelRequest
+	(*UnloadModelResponse)(nil),      // 11: gristmill.classifier.v1.UnloadModelResponse
+	(*ListLoadedModelsRequest)(nil),  // 12: gristmill.classifier.v1.ListLoadedModelsRequest
+	(*ListLoadedModelsResponse)(nil), // 13: gristmill.classifier.v1.ListLoadedModelsResponse
+	(*v1.ModelRef)(nil),              // 14: gristmill.registry.v1.ModelRef
+	(*Item)(nil),                     // 15: gristmill.classifier.v1.Item
+	(*ClassifyOptions)(nil),          // 16: gristmill.classifier.v1.ClassifyOptions
+	(*ItemResult)(nil),               // 17: gristmill.classifier.v1.ItemResult
+	(*durationpb.Duration)(nil),      // 18: google.protobuf.Duration
+	(*LoadedModel)(nil),              // 19: gristmill.classifier.v1.LoadedModel
 }
 var file_gristmill_classifier_v1_classifier_service_proto_depIdxs = []int32{
-	13, // 0: gristmill.classifier.v1.ClassifyRequest.model:type_name -> gristmill.registry.v1.ModelRef
-	14, // 1: gristmill.classifier.v1.ClassifyRequest.items:type_name -> gristmill.classifier.v1.Item
-	15, // 2: gristmill.classifier.v1.ClassifyRequest.options:type_name -> gristmill.classifier.v1.ClassifyOptions
-	16, // 3: gristmill.classifier.v1.ClassifyResponse.results:type_name -> gristmill.classifier.v1.ItemResult
-	13, // 4: gristmill.classifier.v1.ClassifyStreamRequest.model:type_name -> gristmill.registry.v1.ModelRef
-	14, // 5: gristmill.classifier.v1.ClassifyStreamRequest.items:type_name -> gristmill.classifier.v1.Item
-	15, // 6: gristmill.classifier.v1.ClassifyStreamRequest.options:type_name -> gristmill.classifier.v1.ClassifyOptions
-	16, // 7: gristmill.classifier.v1.ClassifyStreamResponse.result:type_name -> gristmill.classifier.v1.ItemResult
+	14, // 0: gristmill.classifier.v1.ClassifyRequest.model:type_name -> gristmill.registry.v1.ModelRef
+	15, // 1: gristmill.classifier.v1.ClassifyRequest.items:type_name -> gristmill.classifier.v1.Item
+	16, // 2: gristmill.classifier.v1.ClassifyRequest.options:type_name -> gristmill.classifier.v1.ClassifyOptions
+	17, // 3: gristmill.classifier.v1.ClassifyResponse.results:type_name -> gristmill.classifier.v1.ItemResult
+	14, // 4: gristmill.classifier.v1.ClassifyStreamRequest.model:type_name -> gristmill.registry.v1.ModelRef
+	15, // 5: gristmill.classifier.v1.ClassifyStreamRequest.items:type_name -> gristmill.classifier.v1.Item
+	16, // 6: gristmill.classifier.v1.ClassifyStreamRequest.options:type_name -> gristmill.classifier.v1.ClassifyOptions
+	17, // 7: gristmill.classifier.v1.ClassifyStreamResponse.result:type_name -> gristmill.classifier.v1.ItemResult
 	5,  // 8: gristmill.classifier.v1.ClassifyBidiRequest.items:type_name -> gristmill.classifier.v1.BidiItem
-	13, // 9: gristmill.classifier.v1.ClassifyBidiRequest.model:type_name -> gristmill.registry.v1.ModelRef
-	15, // 10: gristmill.classifier.v1.ClassifyBidiRequest.options:type_name -> gristmill.classifier.v1.ClassifyOptions
-	17, // 11: gristmill.classifier.v1.ClassifyBidiRequest.timeout:type_name -> google.protobuf.Duration
-	14, // 12: gristmill.classifier.v1.BidiItem.item:type_name -> gristmill.classifier.v1.Item
-	16, // 13: gristmill.classifier.v1.ClassifyBidiResponse.result:type_name -> gristmill.classifier.v1.ItemResult
-	13, // 14: gristmill.classifier.v1.LoadModelRequest.model:type_name -> gristmill.registry.v1.ModelRef
-	18, // 15: gristmill.classifier.v1.LoadModelResponse.model:type_name -> gristmill.classifier.v1.LoadedModel
-	13, // 16: gristmill.classifier.v1.UnloadModelRequest.model:type_name -> gristmill.registry.v1.ModelRef
-	18, // 17: gristmill.classifier.v1.ListLoadedModelsResponse.models:type_name -> gristmill.classifier.v1.LoadedModel
-	0,  // 18: gristmill.classifier.v1.ClassifierService.Classify:input_type -> gristmill.classifier.v1.ClassifyRequest
-	2,  // 19: gristmill.classifier.v1.ClassifierService.ClassifyStream:input_type -> gristmill.classifier.v1.ClassifyStreamRequest
-	4,  // 20: gristmill.classifier.v1.ClassifierService.ClassifyBidi:input_type -> gristmill.classifier.v1.ClassifyBidiRequest
-	7,  // 21: gristmill.classifier.v1.ClassifierService.LoadModel:input_type -> gristmill.classifier.v1.LoadModelRequest
-	9,  // 22: gristmill.classifier.v1.ClassifierService.UnloadModel:input_type -> gristmill.classifier.v1.UnloadModelRequest
-	11, // 23: gristmill.classifier.v1.ClassifierService.ListLoadedModels:input_type -> gristmill.classifier.v1.ListLoadedModelsRequest
-	1,  // 24: gristmill.classifier.v1.ClassifierService.Classify:output_type -> gristmill.classifier.v1.ClassifyResponse
-	3,  // 25: gristmill.classifier.v1.ClassifierService.ClassifyStream:output_type -> gristmill.classifier.v1.ClassifyStreamResponse
-	6,  // 26: gristmill.classifier.v1.ClassifierService.ClassifyBidi:output_type -> gristmill.classifier.v1.ClassifyBidiResponse
-	8,  // 27: gristmill.classifier.v1.ClassifierService.LoadModel:output_type -> gristmill.classifier.v1.LoadModelResponse
-	10, // 28: gristmill.classifier.v1.ClassifierService.UnloadModel:output_type -> gristmill.classifier.v1.UnloadModelResponse
-	12, // 29: gristmill.classifier.v1.ClassifierService.ListLoadedModels:output_type -> gristmill.classifier.v1.ListLoadedModelsResponse
-	24, // [24:30] is the sub-list for method output_type
-	18, // [18:24] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	14, // 9: gristmill.classifier.v1.ClassifyBidiRequest.model:type_name -> gristmill.registry.v1.ModelRef
+	16, // 10: gristmill.classifier.v1.ClassifyBidiRequest.options:type_name -> gristmill.classifier.v1.ClassifyOptions
+	18, // 11: gristmill.classifier.v1.ClassifyBidiRequest.timeout:type_name -> google.protobuf.Duration
+	15, // 12: gristmill.classifier.v1.BidiItem.item:type_name -> gristmill.classifier.v1.Item
+	7,  // 13: gristmill.classifier.v1.ClassifyBidiResponse.results:type_name -> gristmill.classifier.v1.BidiResult
+	17, // 14: gristmill.classifier.v1.BidiResult.result:type_name -> gristmill.classifier.v1.ItemResult
+	14, // 15: gristmill.classifier.v1.LoadModelRequest.model:type_name -> gristmill.registry.v1.ModelRef
+	19, // 16: gristmill.classifier.v1.LoadModelResponse.model:type_name -> gristmill.classifier.v1.LoadedModel
+	14, // 17: gristmill.classifier.v1.UnloadModelRequest.model:type_name -> gristmill.registry.v1.ModelRef
+	19, // 18: gristmill.classifier.v1.ListLoadedModelsResponse.models:type_name -> gristmill.classifier.v1.LoadedModel
+	0,  // 19: gristmill.classifier.v1.ClassifierService.Classify:input_type -> gristmill.classifier.v1.ClassifyRequest
+	2,  // 20: gristmill.classifier.v1.ClassifierService.ClassifyStream:input_type -> gristmill.classifier.v1.ClassifyStreamRequest
+	4,  // 21: gristmill.classifier.v1.ClassifierService.ClassifyBidi:input_type -> gristmill.classifier.v1.ClassifyBidiRequest
+	8,  // 22: gristmill.classifier.v1.ClassifierService.LoadModel:input_type -> gristmill.classifier.v1.LoadModelRequest
+	10, // 23: gristmill.classifier.v1.ClassifierService.UnloadModel:input_type -> gristmill.classifier.v1.UnloadModelRequest
+	12, // 24: gristmill.classifier.v1.ClassifierService.ListLoadedModels:input_type -> gristmill.classifier.v1.ListLoadedModelsRequest
+	1,  // 25: gristmill.classifier.v1.ClassifierService.Classify:output_type -> gristmill.classifier.v1.ClassifyResponse
+	3,  // 26: gristmill.classifier.v1.ClassifierService.ClassifyStream:output_type -> gristmill.classifier.v1.ClassifyStreamResponse
+	6,  // 27: gristmill.classifier.v1.ClassifierService.ClassifyBidi:output_type -> gristmill.classifier.v1.ClassifyBidiResponse
+	9,  // 28: gristmill.classifier.v1.ClassifierService.LoadModel:output_type -> gristmill.classifier.v1.LoadModelResponse
+	11, // 29: gristmill.classifier.v1.ClassifierService.UnloadModel:output_type -> gristmill.classifier.v1.UnloadModelResponse
+	13, // 30: gristmill.classifier.v1.ClassifierService.ListLoadedModels:output_type -> gristmill.classifier.v1.ListLoadedModelsResponse
+	25, // [25:31] is the sub-list for method output_type
+	19, // [19:25] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_gristmill_classifier_v1_classifier_service_proto_init() }
@@ -927,7 +978,7 @@ func file_gristmill_classifier_v1_classifier_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gristmill_classifier_v1_classifier_service_proto_rawDesc), len(file_gristmill_classifier_v1_classifier_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -42,8 +42,11 @@ type ClassifierServiceClient interface {
 	// Classifies up to 65,536 items and answers each as soon as it is done.
 	ClassifyStream(ctx context.Context, in *ClassifyStreamRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ClassifyStreamResponse], error)
 	// Classifies items as they are sent, for as long as the caller likes. Results
-	// come as they are done, in any order, under the ids that the caller chose. A
-	// caller that does not read is not read from.
+	// come as they are done, in any order, under the ids that the caller chose,
+	// several in a message where several are done. A caller that does not read is
+	// not read from. A server that drains answers what it has read and then ends
+	// the stream with UNAVAILABLE (DRAINING): whatever has no result by then was
+	// not read and may be sent elsewhere.
 	ClassifyBidi(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ClassifyBidiRequest, ClassifyBidiResponse], error)
 	// Loads a version that the registry knows, warms it up and serves it. Returns
 	// when it is ready; loading what is loaded is no work.
@@ -150,8 +153,11 @@ type ClassifierServiceServer interface {
 	// Classifies up to 65,536 items and answers each as soon as it is done.
 	ClassifyStream(*ClassifyStreamRequest, grpc.ServerStreamingServer[ClassifyStreamResponse]) error
 	// Classifies items as they are sent, for as long as the caller likes. Results
-	// come as they are done, in any order, under the ids that the caller chose. A
-	// caller that does not read is not read from.
+	// come as they are done, in any order, under the ids that the caller chose,
+	// several in a message where several are done. A caller that does not read is
+	// not read from. A server that drains answers what it has read and then ends
+	// the stream with UNAVAILABLE (DRAINING): whatever has no result by then was
+	// not read and may be sent elsewhere.
 	ClassifyBidi(grpc.BidiStreamingServer[ClassifyBidiRequest, ClassifyBidiResponse]) error
 	// Loads a version that the registry knows, warms it up and serves it. Returns
 	// when it is ready; loading what is loaded is no work.

@@ -256,7 +256,31 @@ Global___BidiItem: _TypeAlias = BidiItem  # noqa: Y015
 
 @_typing.final
 class ClassifyBidiResponse(_message.Message):
-    """A message from ClassifyBidi: one item is done."""
+    """A message from ClassifyBidi: what has been done since the last one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BidiResult]:
+        """One for each item that is done, in no particular order; at least one."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BidiResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyBidiResponse: _TypeAlias = ClassifyBidiResponse  # noqa: Y015
+
+@_typing.final
+class BidiResult(_message.Message):
+    """An item on a bidi stream that is done."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -290,7 +314,7 @@ class ClassifyBidiResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ClassifyBidiResponse: _TypeAlias = ClassifyBidiResponse  # noqa: Y015
+Global___BidiResult: _TypeAlias = BidiResult  # noqa: Y015
 
 @_typing.final
 class LoadModelRequest(_message.Message):

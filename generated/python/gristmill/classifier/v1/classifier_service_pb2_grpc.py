@@ -93,8 +93,11 @@ class ClassifierServiceServicer:
 
     def ClassifyBidi(self, request_iterator, context):
         """Classifies items as they are sent, for as long as the caller likes. Results
-        come as they are done, in any order, under the ids that the caller chose. A
-        caller that does not read is not read from.
+        come as they are done, in any order, under the ids that the caller chose,
+        several in a message where several are done. A caller that does not read is
+        not read from. A server that drains answers what it has read and then ends
+        the stream with UNAVAILABLE (DRAINING): whatever has no result by then was
+        not read and may be sent elsewhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,8 +45,11 @@ class ClassifierServiceStub:
     """Classifies up to 65,536 items and answers each as soon as it is done."""
     ClassifyBidi: _grpc.StreamStreamMultiCallable[_classifier_service_pb2.ClassifyBidiRequest, _classifier_service_pb2.ClassifyBidiResponse]
     """Classifies items as they are sent, for as long as the caller likes. Results
-    come as they are done, in any order, under the ids that the caller chose. A
-    caller that does not read is not read from.
+    come as they are done, in any order, under the ids that the caller chose,
+    several in a message where several are done. A caller that does not read is
+    not read from. A server that drains answers what it has read and then ends
+    the stream with UNAVAILABLE (DRAINING): whatever has no result by then was
+    not read and may be sent elsewhere.
     """
     LoadModel: _grpc.UnaryUnaryMultiCallable[_classifier_service_pb2.LoadModelRequest, _classifier_service_pb2.LoadModelResponse]
     """Loads a version that the registry knows, warms it up and serves it. Returns
@@ -76,8 +79,11 @@ class ClassifierServiceAsyncStub(ClassifierServiceStub):
     """Classifies up to 65,536 items and answers each as soon as it is done."""
     ClassifyBidi: _aio.StreamStreamMultiCallable[_classifier_service_pb2.ClassifyBidiRequest, _classifier_service_pb2.ClassifyBidiResponse]  # type: ignore[assignment]
     """Classifies items as they are sent, for as long as the caller likes. Results
-    come as they are done, in any order, under the ids that the caller chose. A
-    caller that does not read is not read from.
+    come as they are done, in any order, under the ids that the caller chose,
+    several in a message where several are done. A caller that does not read is
+    not read from. A server that drains answers what it has read and then ends
+    the stream with UNAVAILABLE (DRAINING): whatever has no result by then was
+    not read and may be sent elsewhere.
     """
     LoadModel: _aio.UnaryUnaryMultiCallable[_classifier_service_pb2.LoadModelRequest, _classifier_service_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Loads a version that the registry knows, warms it up and serves it. Returns
@@ -122,8 +128,11 @@ class ClassifierServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_classifier_service_pb2.ClassifyBidiResponse], _abc.AsyncIterator[_classifier_service_pb2.ClassifyBidiResponse]]:
         """Classifies items as they are sent, for as long as the caller likes. Results
-        come as they are done, in any order, under the ids that the caller chose. A
-        caller that does not read is not read from.
+        come as they are done, in any order, under the ids that the caller chose,
+        several in a message where several are done. A caller that does not read is
+        not read from. A server that drains answers what it has read and then ends
+        the stream with UNAVAILABLE (DRAINING): whatever has no result by then was
+        not read and may be sent elsewhere.
         """
 
     @_abc_1.abstractmethod

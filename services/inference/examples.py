@@ -1,27 +1,27 @@
 """A labelled set as JSON lines, read as it is used; knows no model.
 
-A line is an object with "text", or "text" and "pair", or "features" (numbers), and "label": the
-name of a label or its index, and for a multi-label model a list of those. Empty lines are skipped.
+A line is an object with an item, as in `json_items`, and what is true of it: "label", the name of a
+label or its index, and for a multi-label model a list of those; or "probabilities", one for each
+label, which a model may miss by "tolerance" at most; or both. Empty lines are skipped.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from services.inference.items import FeaturesItem, Item, TextItem, TextPairItem
+from services.inference.items import Item
+from services.inference.json_items import item_in, object_in
 from services.runtime.errors import InvalidRequest, shortened
 
 MAX_LINES = 10_000_000
-MAX_LINE_BYTES = 2**20
+# Of an image, three quarters of that.
+MAX_LINE_BYTES = 2**23
 # Long lines in short chunks: what waits is bounded in bytes too.
 MAX_CHUNK_BYTES = 2**20
 CHUNK = 256
+TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,11 @@ class Example:
 
     item: Item
     labels: tuple[str | int, ...]
+    """Empty where only probabilities are given."""
     listed: bool
     line: int
+    probabilities: tuple[float, ...] = ()
+    tolerance: float = TOLERANCE
 
 
 class Examples:
@@ -86,14 +89,14 @@ class Examples:
         if not raw.strip():
             return None
         value = object_in(raw)
-        if "label" not in value:
-            raise ValueError('needs a "label"')
-        given = value["label"]
-        labels = given if isinstance(given, list) else [given]
-        for label in labels:
-            if not isinstance(label, str | int) or isinstance(label, bool):
-                raise ValueError("a label is a name or an index")  # noqa: TRY004  # as below
-        return Example(item_in(value), tuple(labels), isinstance(given, list), self._line)
+        labels, listed = _labels(value)
+        probabilities = _probabilities(value.get("probabilities"))
+        if "label" not in value and not probabilities:
+            raise ValueError('needs a "label" or "probabilities"')
+        tolerance = TOLERANCE
+        if probabilities and "tolerance" in value:
+            tolerance = _share(value["tolerance"], "tolerance")
+        return Example(item_in(value), labels, listed, self._line, probabilities, tolerance)
 
 
 def read(path: Path) -> Iterator[Example]:
@@ -117,6 +120,8 @@ class Labels:
 
     def indices(self, example: Example, width: int) -> list[int]:
         """Which of `width` labels an example has; InvalidRequest names the line and the labels."""
+        if not example.labels and not example.listed:
+            raise InvalidRequest.field(f"line {example.line}", 'needs a "label"')
         if example.listed != self.multi_label:
             needs = "a list of labels" if self.multi_label else "one label"
             raise InvalidRequest.field(f"line {example.line}", f"this model needs {needs}")
@@ -131,35 +136,27 @@ class Labels:
         raise InvalidRequest.field(f"line {line}", said)
 
 
-def object_in(raw: bytes) -> dict[str, Any]:
-    """The JSON object of a line; ValueError where it is none."""
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ValueError("is no JSON") from error
-    if not isinstance(value, dict):
-        raise ValueError("is no JSON object")  # noqa: TRY004  # of the line, not of the caller
-    return value
+def _labels(value: Mapping[str, Any]) -> tuple[tuple[str | int, ...], bool]:
+    """The labels of a line, and whether they were a list."""
+    if "label" not in value:
+        return (), False
+    given = value["label"]
+    labels = given if isinstance(given, list) else [given]
+    for label in labels:
+        if not isinstance(label, str | int) or isinstance(label, bool):
+            raise ValueError("a label is a name or an index")  # noqa: TRY004  # as above
+    return tuple(labels), isinstance(given, list)
 
 
-def item_in(value: dict[str, Any]) -> Item:
-    """The item of a line; ValueError says what is wrong with it."""
-    match value:
-        case {"text": str(text), "pair": str(pair)}:
-            return TextPairItem(text, pair)
-        case {"text": str(text)} if "pair" not in value:
-            return TextItem(text)
-        case {"features": list(numbers)}:
-            return FeaturesItem(_vector(numbers))
-    raise ValueError('needs "text", "text" and "pair", or "features"')
+def _probabilities(given: Any) -> tuple[float, ...]:
+    if given is None:
+        return ()
+    if not isinstance(given, list) or not given:
+        raise ValueError("probabilities must be a list, one for each label")
+    return tuple(_share(one, "a probability") for one in given)
 
 
-def _vector(numbers: list[Any]) -> NDArray[np.float32]:
-    if not all(isinstance(number, int | float) for number in numbers):
-        raise ValueError("features must be numbers")
-    try:
-        # What is too large becomes infinite, which is the item's own error.
-        with np.errstate(over="ignore"):
-            return np.array(numbers, dtype=np.float64).astype(np.float32)
-    except OverflowError as error:
-        raise ValueError("has a number without bounds") from error
+def _share(given: Any, what: str) -> float:
+    if type(given) not in (int, float) or not 0 <= given <= 1:
+        raise ValueError(f"{what} must be a number from 0 to 1")
+    return float(given)
