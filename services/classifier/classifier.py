@@ -49,6 +49,8 @@ class Answer:
     scored: Scored | None = None
     """What the model gave; None where it failed."""
     cached: bool = False
+    names: Sequence[str] = ()
+    """The model's labels, by index."""
 
     @property
     def outputs(self) -> Mapping[str, Array]:
@@ -187,6 +189,7 @@ class Classifier:
             return answer
         answer.timings = outcome.timings
         answer.scored = outcome
+        answer.names = self.manifest.output.labels
         if asked.raw:
             return answer
         try:

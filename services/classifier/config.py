@@ -27,5 +27,7 @@ class ClassifierConfig(FollowerConfig):
     """Priority of a call that gives none."""
     quota_items_per_s: float = Field(default=0.0, ge=0)
     """Items that one identity may send in a second; 0: no quota."""
+    memory_budget_bytes: int = Field(default=0, ge=0)
+    """What loaded versions may take together, by their files or model.yaml; 0: no limit."""
     preprocess_threads: int = Field(default=2, ge=1, le=64)
     """Threads that tokenise."""

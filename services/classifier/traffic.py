@@ -3,6 +3,7 @@
 from typing import Protocol, Self
 
 from services.classifier.classifier import Answer, Asked, Classifier, Given, OnAnswer
+from services.classifier.shadow import Shadows
 from services.inference.serving import Serving, Use, Wanted
 from services.runtime.errors import ModelNotReady
 
@@ -10,10 +11,11 @@ from services.runtime.errors import ModelNotReady
 class Target:
     """The version that a call was given to, held for as long as a `with` lasts."""
 
-    __slots__ = ("_use", "loaded", "runner")
+    __slots__ = ("_shadows", "_use", "loaded", "runner")
 
-    def __init__(self, use: Use[Classifier]) -> None:
+    def __init__(self, use: Use[Classifier], shadows: Shadows) -> None:
         self._use = use
+        self._shadows = shadows
         self.loaded = use.loaded
         runner = use.loaded.runner
         if runner is None:  # resolved versions are ready, and ready ones have a runner
@@ -41,7 +43,10 @@ class Target:
         self, items: Given, asked: Asked, on_answer: OnAnswer | None = None
     ) -> list[Answer]:
         """An answer for each item, in their order."""
-        return await self.runner.classify(items, asked, on_answer)
+        answers = await self.runner.classify(items, asked, on_answer)
+        if self._use.shadow is not None:
+            self._shadows.watch(self._use.shadow, items, answers)
+        return answers
 
 
 class Stream(Protocol):
@@ -57,6 +62,7 @@ class Traffic:
 
     def __init__(self, serving: Serving[Classifier]) -> None:
         self._serving = serving
+        self._shadows = Shadows()
         self.streams: set[Stream] = set()
         self.draining = False
 
@@ -66,6 +72,10 @@ class Traffic:
         for stream in list(self.streams):
             stream.drain()
 
+    async def close(self) -> None:
+        """Give up what nobody waits for."""
+        await self._shadows.close()
+
     def use(self, wanted: Wanted) -> Target:
         """The version that `wanted` means now; it is not unloaded within the `with`."""
-        return Target(self._serving.use(wanted))
+        return Target(self._serving.use(wanted), self._shadows)

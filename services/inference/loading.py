@@ -64,7 +64,7 @@ def load(
     if "model" not in manifest.files:
         raise InvalidRequest.field("model.yaml: files.model", "is required")
     count = instances or manifest.batching.instances
-    backend = _backend(manifest, folder, count, providers, device)
+    count, backend = _backend(manifest, folder, count, providers, device)
     try:
         return _warmed(manifest, folder, backend, count)
     except BaseException:
@@ -75,17 +75,22 @@ def load(
 
 def _backend(
     manifest: Manifest, folder: Path, count: int, providers: tuple[str, ...], device: str
-) -> Backend:
-    """The backend that the manifest asks for: no image has the libraries of all of them."""
+) -> tuple[int, Backend]:
+    """The backend that the manifest asks for, and how many executors it is to have.
+
+    No image has the libraries of all of them.
+    """
     try:
         if manifest.backend == "onnxruntime":
-            from services.inference.backends.onnx import OnnxBackend
+            from services.inference.backends.onnx import OnnxBackend, instances_for
 
-            return OnnxBackend(folder / manifest.files["model"], count, providers)
+            options, path = manifest.onnxruntime, folder / manifest.files["model"]
+            count = count or instances_for(providers, options)
+            return count, OnnxBackend(path, count, providers, options)
         if manifest.backend == "pytorch":
             from services.inference.backends.pytorch import PyTorchBackend
 
-            return PyTorchBackend(manifest, folder, count, device)
+            return max(1, count), PyTorchBackend(manifest, folder, max(1, count), device)
     except ModuleNotFoundError as error:
         said = f"the backend {manifest.backend} needs the package {error.name}, which is not here"
         raise FailedPrecondition(said) from error

@@ -115,10 +115,10 @@ class Batching(_Section):
     """Sizes that the device runs best: a batch is cut to the largest that it fills, if any."""
     max_queue_delay_ms: float = Field(default=0.0, ge=0, le=10_000)
     """How long an idle instance waits for a fuller batch; 0: never."""
-    max_overtakes: int = Field(default=4, ge=0)
+    max_overtakes: int = Field(default=8, ge=0)
     """How many batches may go ahead of an item with items from behind it."""
-    instances: int = Field(default=1, ge=1, le=64)
-    """How many batches run at once."""
+    instances: int = Field(default=0, ge=0, le=64)
+    """How many batches run at once; 0: as many as suit the device."""
     max_queue_items: int = Field(default=4096, ge=1)
     """Items waiting or running; more are refused."""
     max_queue_bytes: int = Field(default=256 * 2**20, ge=1)

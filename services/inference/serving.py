@@ -17,6 +17,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 import structlog
 
 from services.inference.manifest import Manifest
+from services.inference.memory import Budget
 from services.runtime import metrics, traffic
 from services.runtime.catalog import Catalog, ModelEntry, PolicyEntry, VersionEntry
 from services.runtime.errors import (
@@ -61,6 +62,8 @@ class Loaded(Generic[RunnerT]):
     users: int = 0
     by_hand: bool = False
     """Loaded by an explicit call: stays without an alias."""
+    no_memory: bool = False
+    """Failed for want of memory: tried again when some is given back."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     tried: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when loading has succeeded or failed."""
@@ -74,10 +77,14 @@ class Loaded(Generic[RunnerT]):
 class Use(Generic[RunnerT]):
     """A version held for as long as a `with` lasts."""
 
-    __slots__ = ("loaded",)
+    __slots__ = ("loaded", "shadow")
 
-    def __init__(self, loaded: Loaded[RunnerT]) -> None:
+    def __init__(
+        self, loaded: Loaded[RunnerT], shadow: Loaded[RunnerT] | None = None
+    ) -> None:
         self.loaded = loaded
+        self.shadow = shadow
+        """The version that only watches this call, where there is one."""
 
     def __enter__(self) -> Loaded[RunnerT]:
         self.loaded.users += 1
@@ -111,6 +118,9 @@ class Serving(Generic[RunnerT]):
         only: frozenset[str] = frozenset(),
         on_health: Callable[[str, bool | None], None] = lambda model, serving: None,
         retry_s: float = 5.0,
+        budget: Budget | None = None,
+        *,
+        shadows: bool = False,
     ) -> None:
         self._task = task
         self._fetch = fetch
@@ -118,6 +128,8 @@ class Serving(Generic[RunnerT]):
         self._only = only
         self._on_health = on_health
         self._retry_s = retry_s
+        self._budget = budget or Budget()
+        self._shadows = shadows
         self._catalog = Catalog()
         self._loaded: dict[Key, Loaded[RunnerT]] = {}
         self._aliases: dict[str, dict[str, int]] = {}
@@ -129,6 +141,7 @@ class Serving(Generic[RunnerT]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: set[str] = set()
         self._closing = False
+        self._freed = asyncio.Event()
         self.synced = asyncio.Event()
         """Set when every model that should be served has been tried once."""
 
@@ -143,7 +156,14 @@ class Serving(Generic[RunnerT]):
 
     def use(self, wanted: Wanted) -> "Use[RunnerT]":
         """The version that `wanted` means now; it is not unloaded within the `with`."""
-        return Use(self._resolve(wanted))
+        loaded = self._resolve(wanted)
+        if not self._shadows or wanted.version or wanted.alias:
+            return Use(loaded)
+        policy = self._policies.get(loaded.entry.model)
+        if policy is None or policy.shadow_version in (0, loaded.entry.version):
+            return Use(loaded)
+        key = (loaded.entry.model, policy.shadow_version)
+        return Use(loaded, self._loaded[key] if self._is_ready(key) else None)
 
     async def update(self, catalog: Catalog) -> None:
         """The registry says something new: load what is missing, then switch and drain."""
@@ -207,9 +227,10 @@ class Serving(Generic[RunnerT]):
         for loaded in self._loaded.values():
             if loaded.runner is not None:
                 await loaded.runner.close()
+                self._budget.give_back(loaded.key)
 
     def _pointed_at(self, model: ModelEntry) -> list[VersionEntry]:
-        numbers = sorted(model.pointed_at())
+        numbers = sorted(model.pointed_at(shadows=self._shadows))
         return [model.versions[n] for n in numbers if n in model.versions]
 
     def _must_load(self, entry: VersionEntry) -> bool:
@@ -299,10 +320,13 @@ class Serving(Generic[RunnerT]):
         try:
             folder = await self._fetch(entry)
             loaded.manifest = await asyncio.to_thread(Manifest.read, folder)
+            await self._take_memory(loaded, loaded.manifest)
             runner = await self._start(entry, loaded.manifest, folder)
         except Exception as error:
             if loaded.state == "loading":
                 loaded.state, loaded.reason = "failed", _said(error)
+            self._give_memory_back(loaded)
+            metrics.LOAD_FAILURES.labels(entry.model).inc()
             _log.exception("model failed to load", model=entry.model, version=entry.version)
             if isinstance(error, UpstreamUnavailable):
                 self._spawn(self._load_later(loaded))
@@ -315,8 +339,32 @@ class Serving(Generic[RunnerT]):
                 _log.info("model ready", model=entry.model, version=entry.version, seconds=seconds)
             else:  # unloaded by hand meanwhile
                 await runner.close()
+                self._give_memory_back(loaded)
         loaded.tried.set()
         self._settle()
+
+    async def _take_memory(self, loaded: Loaded[RunnerT], manifest: Manifest) -> None:
+        """Hold what the version takes; what is draining is waited for, what serves is not moved."""
+        size = manifest.memory_bytes or sum(a.size_bytes for a in loaded.entry.artifacts)
+        while not self._budget.take(loaded.key, size):
+            draining = [one for one in self._loaded.values() if one.state == "draining"]
+            loaded.no_memory = not draining
+            if not draining:
+                raise FailedPrecondition(
+                    f"needs {size / 2**20:.1f} MiB; {self._budget.held_bytes / 2**20:.1f} of "
+                    f"{self._budget.limit_bytes / 2**20:.1f} MiB are taken by other versions"
+                )
+            self._freed.clear()
+            await self._freed.wait()
+
+    def _give_memory_back(self, loaded: Loaded[RunnerT]) -> None:
+        self._budget.give_back(loaded.key)
+        metrics.MODEL_MEMORY.set(self._budget.held_bytes)
+        self._freed.set()
+        for one in self._loaded.values():
+            if one.no_memory and one is not loaded and one.state == "failed":
+                one.no_memory, one.state = False, "loading"
+                self._spawn(self._load(one))
 
     async def _load_later(self, loaded: Loaded[RunnerT]) -> None:
         """The registry did not send the files: that passes, unlike what is wrong with a model."""
@@ -335,6 +383,7 @@ class Serving(Generic[RunnerT]):
         if loaded.runner is not None:
             await loaded.runner.close()
             loaded.runner = None
+        self._give_memory_back(loaded)
         loaded.state = "unloaded"
         if not keep:
             self._loaded.pop(loaded.key, None)
@@ -387,7 +436,10 @@ class Serving(Generic[RunnerT]):
                 loaded.by_hand
                 or version in aliases.values()
                 or (policy is not None and version in policy.versions(aliases))
-                or (model in wanted and version in wanted[model].pointed_at())
+                or (
+                    model in wanted
+                    and version in wanted[model].pointed_at(shadows=self._shadows)
+                )
             )
             if loaded.state == "ready" and not needed and not self._closing:
                 loaded.state = "draining"
@@ -401,9 +453,14 @@ class Serving(Generic[RunnerT]):
         for model in known:
             serving = any(k[0] == model and self._is_ready(k) for k in self._loaded)
             self._on_health(model, serving)
-        for model in self._told - known:
-            self._on_health(model, None)
-        self._told = known
+        names = set(known)
+        for model, version in self._loaded:
+            name = f"{model}/versions/{version}"
+            self._on_health(name, self._is_ready((model, version)))
+            names.add(name)
+        for name in self._told - names:
+            self._on_health(name, None)
+        self._told = names
         for state in ("loading", "ready", "draining", "failed", "unloaded"):
             count = sum(1 for one in self._loaded.values() if one.state == state)
             metrics.MODELS.labels(state).set(count)

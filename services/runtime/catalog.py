@@ -64,11 +64,13 @@ class ModelEntry:
     aliases: dict[str, int] = field(default_factory=dict)
     policy: PolicyEntry | None = None
 
-    def pointed_at(self) -> set[int]:
-        """The versions that an alias or the policy points to."""
+    def pointed_at(self, *, shadows: bool = False) -> set[int]:
+        """The versions that an alias or the policy points to; `shadows`, its shadow too."""
         found = set(self.aliases.values())
         if self.policy is not None:
             found.update(self.policy.versions(self.aliases))
+            if shadows:
+                found.add(self.policy.shadow_version)
         return found - {0}
 
 

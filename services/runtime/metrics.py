@@ -10,6 +10,7 @@ CALL_BUCKETS = (
 )
 STAGE_BUCKETS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+RELEASES = ("size", "preferred", "tokens", "padding", "share", "drained")
 RATIO_BUCKETS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 
 BUILD = Info("gristmill_build", "What is running.")
@@ -56,6 +57,23 @@ DEVICE_BUSY = Counter(
 MODELS = Gauge("gristmill_model_versions", "Versions in this process by state.", ["state"])
 LOAD_SECONDS = Histogram(
     "gristmill_model_load_seconds", "Fetch, start and warm-up.", ["model"], buckets=CALL_BUCKETS
+)
+LOAD_FAILURES = Counter(
+    "gristmill_model_load_failures", "Versions that could not be loaded.", ["model"]
+)
+MODEL_MEMORY = Gauge(
+    "gristmill_model_memory_bytes", "What loaded versions hold of the memory budget."
+)
+SHADOW_ITEMS = Counter(
+    "gristmill_shadow_items",
+    "Items that a shadow version saw: agree, disagree, failed, dropped.",
+    ["model", "version", "outcome"],
+)
+SHADOW_DIFFERENCE = Histogram(
+    "gristmill_shadow_difference",
+    "Largest difference of a probability between the shadow and what answered.",
+    ["model", "version"],
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
 )
 REGISTRY_UP = Gauge("gristmill_registry_connected", "1 while the registry's Watch is open.")
 

@@ -217,7 +217,7 @@ async def test_the_newest_curve_of_such_a_host_starts_the_cost_model(
 ) -> None:
     folder = linear(tmp_path, np.ones((2, 3)))
     manifest = Manifest.read(folder)
-    here = fingerprint(loading.load(manifest, folder).backend, 1)
+    here = fingerprint(loading.load(manifest, folder, 1).backend, 1)
     asked_for: list[tuple[str, int]] = []
 
     async def profiles(model: str, version: int) -> list[ProfileEntry]:
@@ -228,7 +228,7 @@ async def test_the_newest_curve_of_such_a_host_starts_the_cost_model(
         return entries
 
     with ThreadPoolExecutor(1) as threads:
-        starter = Starter(threads, profiles=profiles)
+        starter = Starter(threads, instances=1, profiles=profiles)
         runner = await soon(starter.start(VersionEntry("m", 3, "d", ()), manifest, folder))
         item = Encoded({"features": np.zeros(2, dtype=np.float32)}, 1)
         wait_s = runner.batcher.predicted_wait_s([item], Deadline.after(60.0))

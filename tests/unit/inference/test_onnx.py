@@ -10,8 +10,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from services.inference.backend import TensorSpec
-from services.inference.backends.onnx import DATATYPES, OnnxBackend
+from services.inference.backends.onnx import (
+    DATATYPES,
+    LEVELS,
+    BoundInstance,
+    OnnxBackend,
+    OnnxInstance,
+)
 from services.inference.items import Encoded, pad
+from services.inference.manifest import OnnxOptions
+from services.runtime.errors import InvalidRequest
 
 WEIGHTS = np.arange(6, dtype=np.float32).reshape(3, 2)
 
@@ -99,12 +107,43 @@ def test_padding_does_not_change_an_answer(masked_sum: Path) -> None:
     assert [row(backend, **item.inputs)["total"] for item in items] == together.tolist()
 
 
-def test_two_instances_are_two_sessions_that_agree(linear: Path) -> None:
-    backend = OnnxBackend(linear, instances=2)
+def test_instances_of_several_threads_have_a_session_each_and_agree(linear: Path) -> None:
+    backend = OnnxBackend(linear, 2, options=OnnxOptions(intra_op_num_threads=2))
     first, second = backend.instance(), backend.instance()
     assert first._session is not second._session  # type: ignore[attr-defined]  # what is meant
     batch = {"x": np.ones((2, 3), dtype=np.float32)}
     assert first.run(batch)["logits"].tolist() == second.run(batch)["logits"].tolist()
+
+
+def test_instances_of_one_thread_share_a_session(linear: Path) -> None:
+    backend = OnnxBackend(linear, 2, options=OnnxOptions(intra_op_num_threads=1))
+    first, second = backend.instance(), backend.instance()
+    assert first._session is second._session  # type: ignore[attr-defined]  # what is meant
+
+
+def test_a_provider_that_is_not_here_is_refused_by_name(linear: Path) -> None:
+    wanted = OnnxOptions(providers=("TensorrtExecutionProvider", "CPUExecutionProvider"))
+    with pytest.raises(InvalidRequest, match="TensorrtExecutionProvider not in this"):
+        OnnxBackend(linear, options=wanted)
+
+
+def test_bound_memory_gives_the_same_answers(linear: Path) -> None:
+    session = OnnxBackend(linear).instance()._session  # type: ignore[attr-defined]
+    rows = np.random.default_rng(3).normal(size=(5, 3)).astype(np.float32)
+    bound = BoundInstance(session, "cpu").run({"x": rows})
+    assert bound["logits"].tolist() == OnnxInstance(session).run({"x": rows})["logits"].tolist()
+
+
+def test_the_sessions_options_reach_it(linear: Path) -> None:
+    entries = {"session.set_denormal_as_zero": "1"}
+    options = OnnxOptions(
+        graph_optimization_level="basic", execution_mode="parallel", session_config=entries
+    )
+    found = OnnxBackend(linear, options=options).instance()._session.get_session_options()  # type: ignore[attr-defined]
+    assert found.graph_optimization_level == LEVELS["basic"]
+    assert found.execution_mode.name == "ORT_PARALLEL"
+    assert found.get_session_config_entry("session.set_denormal_as_zero") == "1"
+    assert found.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 def test_an_instance_outlives_the_closing_of_its_backend(linear: Path) -> None:

@@ -54,6 +54,7 @@ class World:
         self.broken: dict[Key, Exception] = {}
         self.gates: dict[Key, asyncio.Event] = {}
         self.health: dict[str, bool] = {}
+        self.versions: dict[str, bool] = {}
         self.serving: Serving[Runner] = Serving(
             "classification", self._fetch, self._start, only, self._on_health
         )
@@ -72,10 +73,11 @@ class World:
         return self.runners[key]
 
     def _on_health(self, model: str, serving: bool | None) -> None:
+        told = self.versions if "/versions/" in model else self.health
         if serving is None:
-            self.health.pop(model)
+            told.pop(model)
         else:
-            self.health[model] = serving
+            told[model] = serving
 
     def hold(self, model: str, version: int) -> asyncio.Event:
         """Loading this version waits for the event."""
