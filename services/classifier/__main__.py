@@ -4,6 +4,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from gristmill.classifier.v1 import classifier_service_pb2_grpc as rpc
+from prometheus_client import REGISTRY
 
 from services.classifier.classifier import Classifier
 from services.classifier.config import ClassifierConfig
@@ -12,6 +13,8 @@ from services.classifier.oip.servicer import InferenceServicer
 from services.classifier.servicer import ClassifierServicer
 from services.classifier.starter import Starter
 from services.classifier.traffic import Traffic
+from services.inference.memory import Budget
+from services.inference.nvml import GpuCollector
 from services.inference.serving import Serving
 from services.runtime import follower, logs, registry_client
 from services.runtime.config import load
@@ -27,6 +30,7 @@ async def run(config: ClassifierConfig) -> None:
         config.registry, config.registry_ca, config.registry_token_file
     )
     registry = RegistryClient(channel, config.cache_dir)
+    REGISTRY.register(GpuCollector())
     threads = ThreadPoolExecutor(config.preprocess_threads, thread_name_prefix="preprocess")
     starter = Starter(
         threads,
@@ -36,7 +40,13 @@ async def run(config: ClassifierConfig) -> None:
         registry.profiles,
     )
     serving: Serving[Classifier] = Serving(
-        "classification", registry.fetch, starter.start, config.models, health.model
+        "classification",
+        registry.fetch,
+        starter.start,
+        config.models,
+        health.model,
+        budget=Budget(config.memory_budget_bytes),
+        shadows=True,
     )
     traffic = Traffic(serving)
     servicer = ClassifierServicer(
@@ -47,9 +57,8 @@ async def run(config: ClassifierConfig) -> None:
         traffic,
         lambda: health.status("") == SERVING,
         VERSION,
-        instances=config.instances,
-        default_priority=config.default_priority,
-        default_timeout_s=config.default_timeout_s,
+        config.default_priority,
+        config.default_timeout_s,
     )
     service = Service(
         "classifier",
@@ -57,7 +66,7 @@ async def run(config: ClassifierConfig) -> None:
         handlers={oip.SERVICE.full_name: oip.method_handlers(inference)},
         pools=(oip.POOL,),
         on_drain=[traffic.drain],
-        on_close=[serving.close, registry.close],
+        on_close=[traffic.close, serving.close, registry.close],
     )
     server = Server(config, service, health)
 

@@ -50,9 +50,7 @@ class Shadows:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _compare(
-        self, use: Use[Classifier], items: Given, answers: Sequence[Answer]
-    ) -> None:
+    async def _compare(self, use: Use[Classifier], items: Given, answers: Sequence[Answer]) -> None:
         model, version = use.loaded.entry.model, str(use.loaded.entry.version)
         try:
             with use as shadow:

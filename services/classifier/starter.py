@@ -49,6 +49,7 @@ class Starter:
             meter,
             cost,
             inline_s=INLINE_S if loaded.warm_s <= INLINE_S else 0.0,
+            device=loaded.backend.device,
             scores=bool(manifest.output.labels),
             multi_label=manifest.output.multi_label,
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -21,6 +21,22 @@ class Instance(Protocol):
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """The outputs of a batch; each has the batch dimension of the inputs first."""
+        ...
+
+
+@runtime_checkable
+class Preparing(Instance, Protocol):
+    """An instance that can move a batch to its device while another is computed there.
+
+    Whoever does not ask it to loses only that: `run` takes a batch as it is, too.
+    """
+
+    def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """Begin to move a batch; what this returns is for `run` of any instance of the backend.
+
+        Does not wait for the device; may be called on any thread, also while `run` works. What is
+        prepared and then not run is simply dropped. Raises on a batch that `run` would refuse.
+        """
         ...
 
 

@@ -87,6 +87,7 @@ class Batcher:
         clock: Clock = time.monotonic,
         *,
         inline_s: float = 0.0,
+        device: str = "cpu",
         scores: bool = True,
         multi_label: bool = False,
     ) -> None:
@@ -115,7 +116,14 @@ class Batcher:
         self._deadlines: Deadlines[_Message] = Deadlines(clock, self._expire)
         self.counts = Counts()
         self._workers = [
-            Worker(instance, self._fill, self._finished, scores=scores, multi_label=multi_label)
+            Worker(
+                instance,
+                self._fill,
+                self._finished,
+                device=device,
+                scores=scores,
+                multi_label=multi_label,
+            )
             for instance in instances
         ]
 

@@ -4,17 +4,16 @@ Two processes that run a model in the same way on the same host have the same fi
 whatever order their files were read or their packages imported.
 """
 
-import ctypes
 import os
 from pathlib import Path
 
+from services.inference import nvml
 from services.inference.backend import Backend
 
 CPUINFO = Path("/proc/cpuinfo")
 CGROUPS = Path("/sys/fs/cgroup")
 # x86 names the model, ARM the part.
 CPU_KEYS = ("model name", "CPU part")
-NVML = "libnvidia-ml.so.1"
 
 
 def fingerprint(backend: Backend, instances: int) -> str:
@@ -59,27 +58,7 @@ def cpu_name() -> str:
 
 def gpu_name(device: str) -> str:
     """The name and the memory of a device such as "cuda:0", as its driver has them."""
-    index = int(device.rpartition(":")[2])
-    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-    try:
-        # Not by nvidia-smi: the worker measures where it may start no other program.
-        driver = ctypes.CDLL(NVML)
-    except OSError:
-        return "unknown"
-    driver.nvmlInit_v2()
-    try:
-        return _described(driver, visible[index] if index < len(visible) else str(index))
-    finally:
-        driver.nvmlShutdown()
-
-
-def _described(driver: ctypes.CDLL, chosen: str) -> str:
-    handle = ctypes.c_void_p()
-    name, memory = ctypes.create_string_buffer(96), (ctypes.c_ulonglong * 3)()
-    if chosen.isdecimal():
-        failed = driver.nvmlDeviceGetHandleByIndex_v2(int(chosen), ctypes.byref(handle))
-    else:
-        failed = driver.nvmlDeviceGetHandleByUUID(chosen.encode(), ctypes.byref(handle))
-    failed = failed or driver.nvmlDeviceGetName(handle, name, len(name))
-    failed = failed or driver.nvmlDeviceGetMemoryInfo(handle, memory)
-    return "unknown" if failed else f"{name.value.decode()} {memory[0] // 2**20} MiB"
+    for gpu in nvml.gpus():
+        if gpu.device == device:
+            return f"{gpu.name} {gpu.memory_bytes // 2**20} MiB"
+    return "unknown"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.inference import preprocessing
+from services.inference import golden, preprocessing
 from services.inference.backend import Backend, Instance, TensorSpec
 from services.inference.items import (
     FeaturesItem,
@@ -103,6 +103,7 @@ def _warmed(manifest: Manifest, folder: Path, backend: Backend, count: int) -> L
     warm = warm_up_inputs(manifest, backend.inputs, preprocessor)
     for instance in made:
         instance.run(warm)
+    golden.check(manifest, folder, preprocessor, made[0])
     return Loaded(backend, preprocessor, made, _shortest_s(made[0], warm))
 
 

@@ -79,9 +79,7 @@ class Use(Generic[RunnerT]):
 
     __slots__ = ("loaded", "shadow")
 
-    def __init__(
-        self, loaded: Loaded[RunnerT], shadow: Loaded[RunnerT] | None = None
-    ) -> None:
+    def __init__(self, loaded: Loaded[RunnerT], shadow: Loaded[RunnerT] | None = None) -> None:
         self.loaded = loaded
         self.shadow = shadow
         """The version that only watches this call, where there is one."""
@@ -436,10 +434,7 @@ class Serving(Generic[RunnerT]):
                 loaded.by_hand
                 or version in aliases.values()
                 or (policy is not None and version in policy.versions(aliases))
-                or (
-                    model in wanted
-                    and version in wanted[model].pointed_at(shadows=self._shadows)
-                )
+                or (model in wanted and version in wanted[model].pointed_at(shadows=self._shadows))
             )
             if loaded.state == "ready" and not needed and not self._closing:
                 loaded.state = "draining"

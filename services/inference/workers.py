@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.inference.backend import Instance
+from services.inference.device import clock as device_clock
 from services.inference.items import Array, Encoded, pad
 from services.inference.scheduler import Batch
 from services.inference.scoring import Outputs
@@ -47,10 +48,12 @@ class Worker:
         fill: Mapping[str, int],
         done: Callable[["Worker", Work, Ran], None],
         *,
+        device: str = "cpu",
         scores: bool = True,
         multi_label: bool = False,
     ) -> None:
         self._instance = instance
+        self._clock = device_clock(device)
         self._fill = fill
         self._done = done
         self._scores = scores
@@ -73,11 +76,12 @@ class Worker:
         started = time.perf_counter()
         alone: Sequence[Outputs | Exception] = ()
         together: Outputs | None = None
-        try:
-            together = self._outputs(work.inputs, len(work.items))
-        except Exception as error:
-            one = len(work.items) == 1
-            alone = [error] if one else [self._alone(item) for item in work.items]
+        with self._clock:
+            try:
+                together = self._outputs(work.inputs, len(work.items))
+            except Exception as error:
+                one = len(work.items) == 1
+                alone = [error] if one else [self._alone(item) for item in work.items]
         ran = time.perf_counter()
         if self._scores:
             for outputs in alone if together is None else (together,):

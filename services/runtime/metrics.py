@@ -52,7 +52,7 @@ BATCHES_RELEASED = Counter(
     "gristmill_batches_released", "Batches by what closed them.", ["model", "reason"]
 )
 DEVICE_BUSY = Counter(
-    "gristmill_device_busy_seconds", "Time that instances spent computing.", ["model"]
+    "gristmill_device_busy_seconds", "Time in which a batch ran on the device.", ["device"]
 )
 MODELS = Gauge("gristmill_model_versions", "Versions in this process by state.", ["state"])
 LOAD_SECONDS = Histogram(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.inference import fingerprint as module
+from services.inference import nvml
 from services.inference.backends.fake import FakeBackend
 from services.inference.fingerprint import cores, cpu_name, fingerprint, gpu_name
 
@@ -69,5 +70,5 @@ def test_a_processor_that_is_not_told_is_the_machine(
 
 
 def test_a_device_without_its_driver_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NVML", "libno-such-driver.so.1")
+    monkeypatch.setattr(nvml, "LIBRARY", "libno-such-driver.so.1")
     assert gpu_name("cuda:0") == "unknown"

@@ -1,0 +1,79 @@
+"""Golden items: what a version must answer before it may serve. Knows no queue and no wire.
+
+They are labelled examples in a file of the model folder. A version that answers one of them
+otherwise is broken, whatever its files look like: it is not loaded, and the one before goes on.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from services.inference.backend import Instance
+from services.inference.examples import Example, Labels, read
+from services.inference.items import Encoded, pad
+from services.inference.manifest import Manifest
+from services.inference.preprocessing import Preprocessor
+from services.inference.scoring import Floats, probabilities
+from services.runtime.errors import InvalidRequest
+
+MOST = 256
+"""They are run one by one each time the version is loaded."""
+MULTI_LABEL_FROM = 0.5
+
+
+def check(manifest: Manifest, folder: Path, preprocessor: Preprocessor, instance: Instance) -> int:
+    """Run the golden items and return how many there are, 0 where the model has none.
+
+    Raises InvalidRequest, naming file and line, for one that is answered otherwise.
+    """
+    name = manifest.files.get("golden")
+    if name is None:
+        return 0
+    labels = Labels(manifest.output.labels, manifest.output.multi_label)
+    count = 0
+    for example in read(folder / name):
+        count += 1
+        where = f"{name}: line {example.line}"
+        if count > MOST:
+            raise InvalidRequest.field(where, f"at most {MOST} golden items are run")
+        row = _answer(example, where, manifest, preprocessor, instance)
+        _hold_against(example, row, labels, where)
+    return count
+
+
+def _answer(
+    example: Example, where: str, manifest: Manifest, preprocessor: Preprocessor, instance: Instance
+) -> Floats:
+    (encoded,) = preprocessor.encode([example.item])
+    if not isinstance(encoded, Encoded):
+        raise InvalidRequest.field(where, encoded.message)
+    outputs = instance.run(pad([encoded], preprocessor.fill))
+    row = {output: values[0] for output, values in outputs.items()}
+    return probabilities(row, multi_label=manifest.output.multi_label)
+
+
+def _hold_against(example: Example, row: Floats, labels: Labels, where: str) -> None:
+    if example.labels:
+        wanted = set(labels.indices(example, row.size))
+        given = (
+            set(np.flatnonzero(row >= MULTI_LABEL_FROM).tolist())
+            if labels.multi_label
+            else {int(row.argmax())}
+        )
+        if wanted != given:
+            said = f"is {_names(wanted, labels)}, the model answers {_names(given, labels)}"
+            raise InvalidRequest.field(where, said)
+    if example.probabilities:
+        if len(example.probabilities) != row.size:
+            said = f"has {len(example.probabilities)} probabilities, the model gives {row.size}"
+            raise InvalidRequest.field(where, said)
+        off = float(np.abs(row - np.array(example.probabilities)).max())
+        if off > example.tolerance:
+            said = f"is missed by {off:.4f}, more than the tolerance {example.tolerance:g}"
+            raise InvalidRequest.field(where, said)
+
+
+def _names(indices: set[int], labels: Labels) -> str:
+    known = labels.names
+    names = [known[i] if i < len(known) else str(i) for i in sorted(indices)]
+    return ", ".join(names) or "none"
