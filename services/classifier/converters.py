@@ -16,8 +16,8 @@ from services.inference.items import (
     TextItem,
     TextPairItem,
 )
+from services.inference.loaded import Loaded, Wanted
 from services.inference.scoring import Choice
-from services.inference.serving import Loaded, Wanted
 from services.runtime import status
 from services.runtime.errors import GristmillError, InvalidRequest
 

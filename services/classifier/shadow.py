@@ -11,8 +11,8 @@ import numpy as np
 import structlog
 
 from services.classifier.classifier import Answer, Asked, Classifier, Given
+from services.inference.loaded import Loaded, Use
 from services.inference.scoring import Choice
-from services.inference.serving import Loaded, Use
 from services.runtime import metrics
 from services.runtime.deadline import Deadline
 from services.runtime.errors import GristmillError

@@ -4,7 +4,8 @@ from typing import Protocol, Self
 
 from services.classifier.classifier import Answer, Asked, Classifier, Given, OnAnswer
 from services.classifier.shadow import Shadows
-from services.inference.serving import Serving, Use, Wanted
+from services.inference.loaded import Use, Wanted
+from services.inference.serving import Serving
 from services.runtime.errors import ModelNotReady
 
 

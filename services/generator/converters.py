@@ -13,7 +13,7 @@ from gristmill.registry.v1 import model_pb2
 
 from services.generator.engine import Sampling
 from services.generator.generator import Choice, Delta, Generation, Generator, Prompt
-from services.inference.serving import Loaded, Wanted
+from services.inference.loaded import Loaded, Wanted
 from services.runtime.errors import InvalidRequest, UnsupportedField
 
 ROLES = {

@@ -25,6 +25,6 @@ class Budget:
         self._held[holder] = size
         return True
 
-    def give_back(self, holder: Hashable) -> None:
-        """Hold nothing any more."""
-        self._held.pop(holder, None)
+    def give_back(self, holder: Hashable) -> bool:
+        """Hold nothing any more; False where it held nothing."""
+        return self._held.pop(holder, None) is not None

@@ -47,7 +47,8 @@ class Meter:
         self._released[batch.released].inc()
         sums = self.statistics
         sums.execution_count += 1
-        sums.inference_count += size
+        failed = [one for one in ran.alone if isinstance(one, Exception)]
+        sums.inference_count += size - len(failed)
         sums.last_inference_ms = time.time_ns() // 1_000_000
         spent = sums.batches.get(size)
         if spent is None:

@@ -6,103 +6,31 @@ Knows no wire: `fetch` brings the files and `start` makes them run.
 """
 
 import asyncio
-import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic
 
 import structlog
 
+from services.inference import absence
+from services.inference.loaded import Key, Loaded, RunnerT, Use, Wanted
 from services.inference.manifest import Manifest
 from services.inference.memory import Budget
-from services.runtime import metrics, traffic
-from services.runtime.catalog import Catalog, ModelEntry, PolicyEntry, VersionEntry
+from services.inference.pointers import Pointers
+from services.runtime import metrics
+from services.runtime.catalog import Catalog, ModelEntry, VersionEntry
 from services.runtime.errors import (
-    ALIAS_NOT_FOUND,
-    MODEL_NOT_LOADED,
     Draining,
     FailedPrecondition,
     GristmillError,
     ModelAmbiguous,
     ModelNotReady,
-    NotFound,
     UpstreamUnavailable,
 )
 
-State = Literal["loading", "ready", "draining", "failed", "unloaded"]
-Key = tuple[str, int]
-LIVE = "live"
 _log = structlog.get_logger()
-
-
-class Runner(Protocol):
-    """What runs a version: a batcher with its backend, or an engine."""
-
-    async def close(self) -> None:
-        """Finish what is in hand and give everything up."""
-        ...
-
-
-RunnerT = TypeVar("RunnerT", bound=Runner)
-
-
-@dataclass(eq=False, slots=True)
-class Loaded(Generic[RunnerT]):
-    """A version in this process."""
-
-    entry: VersionEntry
-    state: State = "loading"
-    reason: str = ""
-    manifest: Manifest | None = None
-    runner: RunnerT | None = None
-    ready_time: datetime | None = None
-    users: int = 0
-    by_hand: bool = False
-    """Loaded by an explicit call: stays without an alias."""
-    no_memory: bool = False
-    """Failed for want of memory: tried again when some is given back."""
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-    tried: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when loading has succeeded or failed."""
-
-    @property
-    def key(self) -> Key:
-        """Model and version."""
-        return self.entry.model, self.entry.version
-
-
-class Use(Generic[RunnerT]):
-    """A version held for as long as a `with` lasts."""
-
-    __slots__ = ("loaded", "shadow")
-
-    def __init__(self, loaded: Loaded[RunnerT], shadow: Loaded[RunnerT] | None = None) -> None:
-        self.loaded = loaded
-        self.shadow = shadow
-        """The version that only watches this call, where there is one."""
-
-    def __enter__(self) -> Loaded[RunnerT]:
-        self.loaded.users += 1
-        return self.loaded
-
-    def __exit__(self, *_: object) -> None:
-        self.loaded.users -= 1
-        if not self.loaded.users:
-            self.loaded.idle.set()
-
-
-@dataclass(slots=True)
-class Wanted:
-    """What a caller asked for: a model, and a version or an alias or neither."""
-
-    model: str = ""
-    version: int = 0
-    alias: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """Of the call: a traffic policy may choose by one of its keys."""
 
 
 class Serving(Generic[RunnerT]):
@@ -130,10 +58,7 @@ class Serving(Generic[RunnerT]):
         self._shadows = shadows
         self._catalog = Catalog()
         self._loaded: dict[Key, Loaded[RunnerT]] = {}
-        self._aliases: dict[str, dict[str, int]] = {}
-        """What each alias means here: its last version that became ready."""
-        self._policies: dict[str, PolicyEntry] = {}
-        """The last traffic policy of each model all of whose versions became ready."""
+        self._pointers = Pointers()
         self._put_away: set[Key] = set()
         """Unloaded by hand; version 0 means whatever version the model gets."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -149,19 +74,15 @@ class Serving(Generic[RunnerT]):
 
     def aliases_of(self, key: Key) -> list[str]:
         """The aliases that mean this version here."""
-        model, version = key
-        return sorted(a for a, v in self._aliases.get(model, {}).items() if v == version)
+        return self._pointers.aliases_of(key)
 
     def use(self, wanted: Wanted) -> "Use[RunnerT]":
         """The version that `wanted` means now; it is not unloaded within the `with`."""
         loaded = self._resolve(wanted)
-        if not self._shadows or wanted.version or wanted.alias:
+        shadow = self._pointers.shadow(loaded.key, wanted) if self._shadows else None
+        if shadow is None or not self._is_ready(shadow):
             return Use(loaded)
-        policy = self._policies.get(loaded.entry.model)
-        if policy is None or policy.shadow_version in (0, loaded.entry.version):
-            return Use(loaded)
-        key = (loaded.entry.model, policy.shadow_version)
-        return Use(loaded, self._loaded[key] if self._is_ready(key) else None)
+        return Use(loaded, self._loaded[shadow])
 
     async def update(self, catalog: Catalog) -> None:
         """The registry says something new: load what is missing, then switch and drain."""
@@ -239,21 +160,11 @@ class Serving(Generic[RunnerT]):
         model = wanted.model or self._only_model()
         version = wanted.version
         if not version:
-            version = self._chosen(model, wanted)
+            version = self._pointers.chosen(model, wanted)
         loaded = self._loaded.get((model, version))
         if loaded is not None and loaded.state == "ready":
             return loaded
         raise self._absent(Wanted(model, wanted.version, wanted.alias))
-
-    def _chosen(self, model: str, wanted: Wanted) -> int:
-        """The version that an alias means, or that the traffic policy draws."""
-        aliases = self._aliases.get(model, {})
-        policy = None if wanted.alias else self._policies.get(model)
-        if policy is None:
-            return aliases.get(wanted.alias or LIVE, 0)
-        value = wanted.metadata.get(policy.sticky_key, "") if policy.sticky_key else ""
-        draw = traffic.draw(model, value) if value else random.random()
-        return policy.versions(aliases)[traffic.pick(policy.splits, draw)]
 
     def _only_model(self) -> str:
         names = sorted({key[0] for key, one in self._loaded.items() if one.state == "ready"})
@@ -267,51 +178,14 @@ class Serving(Generic[RunnerT]):
         )
 
     def _absent(self, wanted: Wanted) -> GristmillError:
-        """Why a model cannot answer: unknown, on its way, broken, or put away."""
+        """Why a model cannot answer."""
         if self._closing:
             return Draining("this server is shutting down")
-        entry = self._catalog.models.get(wanted.model)
-        if entry is None or (entry.task == self._task and not entry.pointed_at()):
-            return NotFound(
-                f"there is no model {wanted.model!r} here", resource=("model", wanted.model)
-            )
-        if entry.task != self._task:
-            return FailedPrecondition(
-                f"{wanted.model} is a model for {entry.task}", reason="WRONG_TASK"
-            )
-        version = wanted.version or entry.aliases.get(wanted.alias or LIVE, 0)
-        if not version and not wanted.alias:
-            version = max(entry.pointed_at(), default=0)  # only a traffic policy points anywhere
-        if not version:
-            return NotFound(
-                f"{wanted.model} has no alias {wanted.alias or LIVE!r}", reason=ALIAS_NOT_FOUND
-            )
-        loaded = self._loaded.get((wanted.model, version))
-        if loaded is not None and loaded.state in ("loading", "failed"):
-            return ModelNotReady(
-                f"{wanted.model} version {version} is {loaded.state}",
-                metadata={"state": loaded.state},
-            )
-        return NotFound(
-            f"{wanted.model} version {version} is not loaded here",
-            reason=MODEL_NOT_LOADED,
-            resource=("model", wanted.model),
-        )
+        return absence.why(self._catalog, self._task, wanted, self._loaded)
 
     def _known(self, wanted: Wanted) -> VersionEntry:
-        entry = self._catalog.models.get(wanted.model)
-        if entry is None:
-            raise NotFound(f"the registry has no model {wanted.model!r}")
-        if entry.task != self._task:
-            raise self._absent(wanted)
-        version = wanted.version or entry.aliases.get(wanted.alias or LIVE, 0)
-        found = entry.versions.get(version)
-        if found is None:
-            raise NotFound(
-                f"{wanted.model} has no ready version for this reference",
-                reason="VERSION_NOT_FOUND",
-            )
-        return found
+        """The version of the registry that a load by hand means, or its absence."""
+        return absence.known(self._catalog, self._task, wanted, self._loaded)
 
     async def _load(self, loaded: Loaded[RunnerT]) -> None:
         entry, started = loaded.entry, time.monotonic()
@@ -356,7 +230,8 @@ class Serving(Generic[RunnerT]):
             await self._freed.wait()
 
     def _give_memory_back(self, loaded: Loaded[RunnerT]) -> None:
-        self._budget.give_back(loaded.key)
+        if not self._budget.give_back(loaded.key):
+            return
         metrics.MODEL_MEMORY.set(self._budget.held_bytes)
         self._freed.set()
         for one in self._loaded.values():
@@ -392,34 +267,9 @@ class Serving(Generic[RunnerT]):
     def _settle(self) -> None:
         """Bring aliases, health and metrics in line with what is ready; drain the rest."""
         wanted = self._catalog.wanted(self._task, self._only)
-        for model, entry in wanted.items():
-            mine = self._aliases.setdefault(model, {})
-            for alias, version in entry.aliases.items():
-                if self._is_ready((model, version)):
-                    mine[alias] = version
-            for alias in [
-                a
-                for a, v in mine.items()
-                if a not in entry.aliases or not self._is_ready((model, v))
-            ]:
-                del mine[alias]
-            self._settle_policy(model, entry, mine)
-        for model in [m for m in self._policies if m not in wanted]:
-            del self._policies[model]
-        for model in [m for m in self._aliases if m not in wanted]:
-            del self._aliases[model]
+        self._pointers.settle(wanted, self._is_ready)
         self._drain_unused(wanted)
         self._tell(wanted)
-
-    def _settle_policy(self, model: str, entry: ModelEntry, aliases: Mapping[str, int]) -> None:
-        """A policy takes over when all that it gives calls to is ready; until then the last one."""
-        for policy in (entry.policy, self._policies.get(model)):
-            if policy is not None and entry.policy is not None:
-                shares = zip(policy.splits, policy.versions(aliases), strict=True)
-                if all(self._is_ready((model, v)) for split, v in shares if split.weight):
-                    self._policies[model] = policy
-                    return
-        self._policies.pop(model, None)
 
     def _is_ready(self, key: Key) -> bool:
         loaded = self._loaded.get(key)
@@ -428,12 +278,9 @@ class Serving(Generic[RunnerT]):
     def _drain_unused(self, wanted: dict[str, ModelEntry]) -> None:
         for key, loaded in list(self._loaded.items()):
             model, version = key
-            policy = self._policies.get(model)
-            aliases = self._aliases.get(model, {})
             needed = (
                 loaded.by_hand
-                or version in aliases.values()
-                or (policy is not None and version in policy.versions(aliases))
+                or self._pointers.mean(key)
                 or (model in wanted and version in wanted[model].pointed_at(shadows=self._shadows))
             )
             if loaded.state == "ready" and not needed and not self._closing:

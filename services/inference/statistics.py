@@ -36,7 +36,7 @@ class Statistics:
     last_inference_ms: int = 0
     """Of the epoch; 0: none yet."""
     inference_count: int = 0
-    """Items that ran."""
+    """Items that the model answered."""
     execution_count: int = 0
     """Batches that ran."""
     success: Spent = field(default_factory=Spent)

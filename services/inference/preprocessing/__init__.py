@@ -1,4 +1,4 @@
-"""What callers send, made into what a model takes: done on arrival, so that an item's cost is known.
+"""What callers send, made into what a model takes: on arrival, so that an item's cost is known.
 
 One module for each kind of item; `build` chooses by the manifest. Knows no wire and no queue.
 """

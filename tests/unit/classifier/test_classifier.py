@@ -16,9 +16,9 @@ from services.classifier.starter import Starter
 from services.inference import loading
 from services.inference.fingerprint import fingerprint
 from services.inference.items import Encoded, FeaturesItem, Item
+from services.inference.loaded import Wanted
 from services.inference.manifest import SCHEMA, Manifest
 from services.inference.scoring import Choice
-from services.inference.serving import Wanted
 from services.runtime.admission import Limits
 from services.runtime.catalog import ProfileEntry, VersionEntry
 from services.runtime.deadline import Deadline

@@ -16,10 +16,10 @@ from services.classifier.classifier import Answer, Classifier
 from services.inference.backend import TensorSpec
 from services.inference.backends.fake import FakeBackend
 from services.inference.items import FeaturesItem, ImageItem, TextItem, TextPairItem
+from services.inference.loaded import Loaded, Wanted
 from services.inference.manifest import SCHEMA, Manifest
 from services.inference.outcomes import Timings
 from services.inference.scoring import Choice, Label
-from services.inference.serving import Loaded, Wanted
 from services.runtime.catalog import VersionEntry
 from services.runtime.errors import BackendFailed, InvalidRequest
 from tests.harness import details

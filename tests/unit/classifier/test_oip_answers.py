@@ -68,15 +68,38 @@ def test_texts_of_a_vector_are_whole() -> None:
     assert response.raw_output_contents[0] == b"\x0d\0\0\0ends in zero\0"
 
 
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4)), min_size=1, max_size=20))
+@settings(deadline=None)
+def test_rows_of_any_batches_are_told_apart(picked: list[tuple[int, int]]) -> None:
+    batches = [Outputs({"n": np.arange(5) + 10 * batch}) for batch in range(3)]
+    given = [
+        Answer(scored=Scored(batches[batch], row, Timings(0, 0, 0, 5))) for batch, row in picked
+    ]
+    response = written(*given, wanted=[Output("n", "INT64")])
+    found = np.frombuffer(response.raw_output_contents[0], "<i8").tolist()
+    assert found == [10 * batch + row for batch, row in picked]
+
+
+def test_neighbours_of_a_batch_are_not_copied_apart() -> None:
+    batch = Outputs({"logits": np.zeros((4, 3), np.float32)})
+    given = [Answer(scored=Scored(batch, row, Timings(0, 0, 0, 4))) for row in (1, 2, 3)]
+    ((found, rows),) = answers._runs(given)
+    assert (found, rows) == (batch, slice(1, 4))
+    part = batch.arrays["logits"][rows]
+    assert answers.stacked([part]) is part
+
+
 def test_rows_of_several_lengths_end_in_zeros() -> None:
-    rows = [np.ones((2, 3), np.float32), np.full((4, 3), 2, np.float32)]
-    array = answers.stacked(rows)
-    assert array.shape == (2, 4, 3)
+    parts = [np.ones((1, 2, 3), np.float32), np.full((2, 4, 3), 2, np.float32)]
+    array = answers.stacked(parts)
+    assert array.shape == (3, 4, 3)
     assert array[0].sum() == 6
     assert array[0, 2:].sum() == 0
-    assert (array[1] == 2).all()
+    assert (array[1:] == 2).all()
+    words = [np.full((1, 1), b"a", dtype=np.object_), np.full((1, 2), b"b", dtype=np.object_)]
+    assert answers.stacked(words).tolist() == [[b"a", b""], [b"b", b"b"]]
     with pytest.raises(BackendFailed):
-        answers.stacked([np.ones(2), np.ones((2, 2))])
+        answers.stacked([np.ones((1, 2)), np.ones((1, 2, 2))])
 
 
 def test_an_output_that_was_promised_and_not_given_is_the_backends_fault() -> None:

@@ -113,6 +113,7 @@ def test_what_does_not_fit_is_refused() -> None:
     said = refused(TEXT, input_ids=ids)
     assert said == "inputs: the model takes text or attention_mask, input_ids, not input_ids"
     assert refused(VECTOR) == "inputs: the model takes features, not nothing"
+    assert "not more, text" in refused(TEXT, text=words(b"a"), more=words(b"b"))
     assert "takes BYTES, this is INT64" in refused(TEXT, text=ids)
     wide = numbers("FP32", np.zeros((1, 3), dtype=np.float32))
     assert "takes shape [-1, 2], this is [1, 3]" in refused(VECTOR, features=wide)

@@ -9,7 +9,7 @@ from gristmill.registry.v1 import model_pb2
 from services.generator import converters as to
 from services.generator.engine import Sampling
 from services.generator.generator import Choice, Delta, Generation, Prompt
-from services.inference.serving import Wanted
+from services.inference.loaded import Wanted
 from services.runtime import errors
 
 Params = sampling_params_pb2.SamplingParams

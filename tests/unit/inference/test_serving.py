@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from services.inference.loaded import Key, Loaded, Wanted
 from services.inference.manifest import FILE_NAME, SCHEMA, Manifest
-from services.inference.serving import Key, Loaded, Serving, Wanted
+from services.inference.serving import Serving
 from services.runtime.catalog import Catalog, VersionEntry
 from services.runtime.errors import (
     Draining,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.inference.serving import Wanted
+from services.inference.loaded import Wanted
 from services.runtime import traffic
 from services.runtime.catalog import Catalog, ModelEntry, PolicyEntry
 from services.runtime.errors import InvalidRequest, ModelNotReady
@@ -164,7 +164,7 @@ async def test_a_share_of_weight_zero_is_not_waited_for(world: World) -> None:
     await policy(world, to(1, 3), to(2, 0))
     await settled()
     assert shares(world, 50) == {1: 1.0}
-    assert world.serving._policies["m"].splits[0].weight == 3
+    assert world.serving._pointers._policies["m"].splits[0].weight == 3
 
 
 async def test_a_policy_with_a_version_that_does_not_load_never_takes_over(world: World) -> None:
