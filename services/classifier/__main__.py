@@ -13,6 +13,7 @@ from services.classifier.oip.servicer import InferenceServicer
 from services.classifier.servicer import ClassifierServicer
 from services.classifier.starter import Starter
 from services.classifier.traffic import Traffic
+from services.inference import cache
 from services.inference.memory import Budget
 from services.inference.nvml import GpuCollector
 from services.inference.serving import Serving
@@ -20,7 +21,7 @@ from services.runtime import follower, logs, registry_client
 from services.runtime.config import load
 from services.runtime.health import SERVING, Health
 from services.runtime.registry_client import RegistryClient
-from services.runtime.server import VERSION, Server, Service, main
+from services.runtime.server import VERSION, CannotStart, Server, Service, main
 
 
 async def run(config: ClassifierConfig) -> None:
@@ -32,11 +33,16 @@ async def run(config: ClassifierConfig) -> None:
     registry = RegistryClient(channel, config.cache_dir)
     REGISTRY.register(GpuCollector())
     threads = ThreadPoolExecutor(config.preprocess_threads, thread_name_prefix="preprocess")
+    try:
+        kept = cache.build(config)
+    except ValueError as error:
+        raise CannotStart(str(error)) from error
     starter = Starter(
         threads,
         config.providers,
         config.instances,
         config.quota_items_per_s,
+        kept,
         registry.profiles,
     )
     serving: Serving[Classifier] = Serving(
@@ -66,7 +72,7 @@ async def run(config: ClassifierConfig) -> None:
         handlers={oip.SERVICE.full_name: oip.method_handlers(inference)},
         pools=(oip.POOL,),
         on_drain=[traffic.drain],
-        on_close=[traffic.close, serving.close, registry.close],
+        on_close=[traffic.close, serving.close, *([kept.close] if kept else []), registry.close],
     )
     server = Server(config, service, health)
 

@@ -15,7 +15,7 @@ from gristmill.classifier.v1 import options_pb2
 from gristmill.registry.v1 import model_pb2
 
 from services.classifier import converters as to
-from services.classifier.classifier import Answer, Asked
+from services.classifier.answers import Answer, Asked
 from services.classifier.traffic import Traffic
 from services.runtime.call import Call
 from services.runtime.deadline import Deadline

@@ -2,64 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
+from services.classifier import caching
+from services.classifier.answers import Answer, Asked, Given, OnAnswer
 from services.inference.backend import Backend
 from services.inference.batcher import Batcher
-from services.inference.items import Array, Encoded, Item
+from services.inference.cache import Responses, Value
+from services.inference.items import Encoded
 from services.inference.manifest import Manifest
-from services.inference.outcomes import Outcome, Scored, Timings
+from services.inference.outcomes import Outcome
 from services.inference.preprocessing import Preprocessor
-from services.inference.scoring import Choice, Floats, Label
 from services.inference.statistics import Statistics
 from services.runtime import metrics
 from services.runtime.admission import Admission, Cost, Permit
-from services.runtime.deadline import Deadline
 from services.runtime.errors import GristmillError, UnsupportedField
-
-
-@dataclass(slots=True)
-class Asked:
-    """What a caller wants done with a message of items."""
-
-    identity: str
-    deadline: Deadline
-    priority: int
-    choice: Choice
-    return_probabilities: bool = False
-    refuse_longer: bool = False
-    no_cache: bool = False
-    raw: bool = False
-    """Only the model's outputs are wanted: no labels are made of them."""
-
-
-@dataclass(slots=True, eq=False)
-class Answer:
-    """What became of one item."""
-
-    labels: Sequence[Label] = ()
-    probabilities: Floats | None = None
-    truncated: bool = False
-    tokens: int = 0
-    error: GristmillError | None = None
-    preprocess_s: float = 0.0
-    timings: Timings | None = None
-    scored: Scored | None = None
-    """What the model gave; None where it failed."""
-    cached: bool = False
-    names: Sequence[str] = ()
-    """The model's labels, by index."""
-
-    @property
-    def outputs(self) -> Mapping[str, Array]:
-        """The model's own outputs for this item, without batch dimension."""
-        return self.scored.outputs if self.scored else {}
-
-
-OnAnswer = Callable[[int, Answer], None]
-Given = Sequence[Item | GristmillError]
 
 
 class Classifier:
@@ -74,10 +32,12 @@ class Classifier:
         admission: Admission,
         threads: ThreadPoolExecutor,
         statistics: Statistics | None = None,
+        responses: Responses | None = None,
     ) -> None:
         self.manifest = manifest
         self.backend = backend
         self.statistics = statistics or Statistics()
+        self.responses = responses
         self._preprocessor = preprocessor
         self.batcher = batcher
         self.admission = admission
@@ -95,25 +55,34 @@ class Classifier:
         try:
             if asked.choice.threshold is not None and not self.manifest.output.multi_label:
                 raise UnsupportedField.field("options.threshold", "this model is not multi-label")
-            encoded = self._encode_here(items, refuse_longer=asked.refuse_longer)
-            if encoded is None:
-                encoded = await self._encode_aside(items, refuse_longer=asked.refuse_longer)
-            preprocess_s = time.monotonic() - started
-            good = [e for e in encoded if isinstance(e, Encoded)]
-            with self._admit(good, asked) as permit:
-                if len(good) == len(encoded) and on_answer is None:
-                    outcomes = await self.batcher.submit(good, permit, asked.priority)
-                    answers = [
-                        self._answer(one, outcome, asked, preprocess_s)
-                        for one, outcome in zip(good, outcomes, strict=True)
-                    ]
-                else:
-                    answers = await self._each(encoded, permit, asked, on_answer, preprocess_s)
+            if self.responses is None or asked.no_cache:
+                answers = await self.compute(items, asked, on_answer)
+            else:
+                answers = await caching.answered(self, self.responses, items, asked, on_answer)
             if not [None for answer in answers if answer.error is not None]:
                 spent = self.statistics.success
             return answers
         finally:
             spent.add(time.monotonic() - started)
+
+    async def compute(
+        self, items: Given, asked: Asked, on_answer: OnAnswer | None = None
+    ) -> list[Answer]:
+        """The same by the model itself, whatever the cache has."""
+        started = time.monotonic()
+        encoded = self._encode_here(items, refuse_longer=asked.refuse_longer)
+        if encoded is None:
+            encoded = await self._encode_aside(items, refuse_longer=asked.refuse_longer)
+        preprocess_s = time.monotonic() - started
+        good = [e for e in encoded if isinstance(e, Encoded)]
+        with self._admit(good, asked) as permit:
+            if len(good) == len(encoded) and on_answer is None:
+                outcomes = await self.batcher.submit(good, permit, asked.priority)
+                return [
+                    self.answer(one, outcome, asked, preprocess_s)
+                    for one, outcome in zip(good, outcomes, strict=True)
+                ]
+            return await self._each(encoded, permit, asked, on_answer, preprocess_s)
 
     async def _each(
         self,
@@ -134,7 +103,7 @@ class Classifier:
 
         def on_item(position: int, outcome: Outcome) -> None:
             index, one = fitting[position]
-            answers[index] = self._answer(one, outcome, asked, preprocess_s)
+            answers[index] = self.answer(one, outcome, asked, preprocess_s)
             if on_answer:
                 on_answer(index, answers[index])
 
@@ -182,7 +151,10 @@ class Classifier:
             metrics.REJECTED.labels(self.manifest.name, error.reason_given).inc()
             raise
 
-    def _answer(self, item: Encoded, outcome: Outcome, asked: Asked, preprocess_s: float) -> Answer:
+    def answer(
+        self, item: Encoded | Value, outcome: Outcome, asked: Asked, preprocess_s: float = 0.0
+    ) -> Answer:
+        """What a caller is told of an item that was computed, now or before."""
         answer = Answer((), None, item.truncated, item.tokens, None, preprocess_s)
         if isinstance(outcome, GristmillError):
             answer.error = outcome

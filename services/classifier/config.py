@@ -1,8 +1,9 @@
 """The settings of the classifier."""
 
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.runtime.follower import FollowerConfig
@@ -31,3 +32,29 @@ class ClassifierConfig(FollowerConfig):
     """What loaded versions may take together, by their files or model.yaml; 0: no limit."""
     preprocess_threads: int = Field(default=2, ge=1, le=64)
     """Threads that tokenise."""
+
+    cache: Literal["memory", "redis", "off"] = "memory"
+    """Where answers are kept: in this process, or there and in Redis for all replicas."""
+    cache_bytes: int = Field(default=64 * 2**20, ge=2**16)
+    """What cached answers may take of this process's memory."""
+    cache_salt_file: Path | None = None
+    """File with a secret of 16 bytes or more that keys are salted with, the same for replicas; left
+    out: a random one, which does not do for redis."""
+    cache_ttl_s: float = Field(default=3600.0, gt=0, le=365 * 86_400)
+    """How long Redis keeps an answer."""
+    cache_redis_url: str = Field(default="", repr=False)
+    """redis://host:6379/0, or rediss:// for TLS, or unix:///path."""
+    cache_redis_password_file: Path | None = None
+    """File that holds the password of Redis."""
+    cache_redis_timeout_ms: float = Field(default=20.0, gt=0, le=10_000)
+    """A call waits no longer than this for Redis."""
+
+    @model_validator(mode="after")
+    def _redis_is_whole(self) -> Self:
+        if self.cache != "redis":
+            return self
+        if not self.cache_redis_url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("cache redis needs cache_redis_url: redis://, rediss:// or unix://")
+        if self.cache_salt_file is None:
+            raise ValueError("cache redis needs cache_salt_file, the same for all replicas")
+        return self

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2, result_pb2
 from gristmill.registry.v1 import model_pb2, signature_pb2
 
-from services.classifier.classifier import Answer, Classifier
+from services.classifier.answers import Answer
+from services.classifier.classifier import Classifier
 from services.inference import tensor_bytes
 from services.inference.items import (
     Array,

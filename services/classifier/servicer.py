@@ -10,8 +10,9 @@ from gristmill.classifier.v1 import classifier_service_pb2_grpc as rpc
 from gristmill.classifier.v1 import options_pb2
 
 from services.classifier import converters as to
+from services.classifier.answers import Answer, Asked
 from services.classifier.bidi import Conversation
-from services.classifier.classifier import Answer, Asked, Classifier
+from services.classifier.classifier import Classifier
 from services.classifier.traffic import Traffic
 from services.inference.serving import Serving
 from services.runtime.call import Call, current_call

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import structlog
 
-from services.classifier.classifier import Answer, Asked, Classifier, Given
+from services.classifier.answers import Answer, Asked, Given
+from services.classifier.classifier import Classifier
 from services.inference.loaded import Loaded, Use
 from services.inference.scoring import Choice
 from services.runtime import metrics

@@ -10,6 +10,7 @@ from pathlib import Path
 from services.classifier.classifier import Classifier
 from services.inference import loading
 from services.inference.batcher import INLINE_S, Batcher
+from services.inference.cache import Cache
 from services.inference.cost import CostModel
 from services.inference.fingerprint import fingerprint
 from services.inference.manifest import Manifest
@@ -30,6 +31,8 @@ class Starter:
     providers: tuple[str, ...] = ()
     instances: int = 0
     quota_items_per_s: float = 0.0
+    cache: Cache | None = None
+    """Of the process; a version whose model.yaml does not want it has none."""
     profiles: Callable[[str, int], Awaitable[list[ProfileEntry]]] = _none_measured
     """The curves measured of a version, newest first; must not raise, nor wait for long."""
 
@@ -62,6 +65,9 @@ class Starter:
             Admission(limits, time.monotonic),
             self.threads,
             meter.statistics,
+            self.cache.of(entry.model, entry.digest, self.threads)
+            if self.cache and manifest.cache
+            else None,
         )
 
 

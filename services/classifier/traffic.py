@@ -2,7 +2,8 @@
 
 from typing import Protocol, Self
 
-from services.classifier.classifier import Answer, Asked, Classifier, Given, OnAnswer
+from services.classifier.answers import Answer, Asked, Given, OnAnswer
+from services.classifier.classifier import Classifier
 from services.classifier.shadow import Shadows
 from services.inference.loaded import Use, Wanted
 from services.inference.serving import Serving

@@ -15,6 +15,7 @@ WIRE = {"grpc", "grpc_health", "grpc_reflection", "gristmill", "google", "infere
 EDGES = {
     "__main__.py",
     "artifacts.py",
+    "bidi.py",
     "bounds.py",
     "converters.py",
     "health.py",

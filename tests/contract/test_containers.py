@@ -435,8 +435,8 @@ for file in sorted(pathlib.Path(".").rglob("*.py")):
     parts = file.with_suffix("").parts
     if parts[-1] == "__main__" or "migrations" in parts or parts[0] == "setup":
         continue
-    if parts == ("services", "work", "transformer"):
-        continue  # needs torch, which a worker may do without
+    if parts == ("services", "work", "transformer") or parts[-1].startswith("pytorch"):
+        continue  # needs torch, which a worker and a classifier may do without
     names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
 for name in names:
     importlib.import_module(name)

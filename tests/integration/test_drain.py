@@ -190,7 +190,7 @@ async def test_what_does_not_end_within_the_grace_is_cancelled(transport: str) -
         await server.says("held")
         bidi = server.stub.ClassifyBidi()
         await soon(bidi.write(bidi_request("a")))
-        assert (await soon(bidi.read())).id == "a"
+        assert (await soon(bidi.read())).results[0].id == "a"
         await server.says("held")
         server.signal(signal.SIGTERM)
         await server.says("draining")

@@ -13,13 +13,15 @@ import yaml
 from gristmill.classifier.v1 import item_pb2, result_pb2
 from numpy.typing import NDArray
 
-from services.classifier.classifier import Answer, Classifier
+from services.classifier.answers import Answer
+from services.classifier.classifier import Classifier
 from services.classifier.servicer import ClassifierServicer
 from services.classifier.traffic import Traffic
 from services.inference import preprocessing
 from services.inference.backend import Instance, TensorSpec
 from services.inference.backends.fake import FakeBackend, Hook
 from services.inference.batcher import Batcher
+from services.inference.cache import Cache
 from services.inference.items import TextItem
 from services.inference.manifest import FILE_NAME, SCHEMA, Manifest
 from services.inference.meter import Meter
@@ -99,6 +101,7 @@ class World:
     runners: dict[tuple[str, int], Classifier] = field(default_factory=dict)
     backends: list[EchoBackend] = field(default_factory=list)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
+    cache: Cache | None = None
 
     def __post_init__(self) -> None:
         write_tokenizer(self.folder, [f"n{i}" for i in range(NUMBERS)], special=False)
@@ -130,7 +133,14 @@ class World:
         batcher = Batcher(instances, manifest.batching, preprocessor.fill, meter)
         admission = Admission(self.limits, time.monotonic)
         runner = Classifier(
-            manifest, backend, preprocessor, batcher, admission, self.threads, meter.statistics
+            manifest,
+            backend,
+            preprocessor,
+            batcher,
+            admission,
+            self.threads,
+            meter.statistics,
+            self.cache.of(entry.model, entry.digest) if self.cache else None,
         )
         self.runners[(entry.model, entry.version)] = runner
         return runner

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.classifier.classifier import Answer, Asked
+from services.classifier.answers import Answer, Asked
 from services.classifier.starter import Starter
 from services.inference import loading
 from services.inference.fingerprint import fingerprint

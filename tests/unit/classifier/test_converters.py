@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.classifier import converters as to
-from services.classifier.classifier import Answer, Classifier
+from services.classifier.answers import Answer
+from services.classifier.classifier import Classifier
 from services.inference.backend import TensorSpec
 from services.inference.backends.fake import FakeBackend
 from services.inference.items import FeaturesItem, ImageItem, TextItem, TextPairItem

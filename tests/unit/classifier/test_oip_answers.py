@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from services.classifier.classifier import Answer
+from services.classifier.answers import Answer
 from services.classifier.oip import answers
 from services.classifier.oip.contract import pb
 from services.classifier.oip.signature import Output
