@@ -50,7 +50,7 @@ JOBS = OURS.keys() - CONFIGS.keys()
 # What each has and no other may: its own package, and the heavy part of its extra.
 OWN = {
     "registry": {"services.registry", "sqlalchemy"},
-    "classifier": {"services.classifier", "onnxruntime", "tokenizers"},
+    "classifier": {"services.classifier", "onnxruntime", "tokenizers", "redis"},
     "generator": {"services.generator", "openvino_genai"},
     "gateway": {"gateway", "fastapi"},
     "worker": {
@@ -437,6 +437,8 @@ for file in sorted(pathlib.Path(".").rglob("*.py")):
         continue
     if parts == ("services", "work", "transformer") or parts[-1].startswith("pytorch"):
         continue  # needs torch, which a worker and a classifier may do without
+    if parts[-1] == "redis" and importlib.util.find_spec("redis") is None:
+        continue  # of the cache, which a worker does not have
     names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
 for name in names:
     importlib.import_module(name)
