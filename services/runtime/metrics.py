@@ -127,6 +127,23 @@ GEN_ORPHANED = Gauge(
 )
 GEN_CACHE = Gauge("gristmill_generator_cache_ratio", "Key-value cache in use, 0 to 1.", ["model"])
 
+CACHE_HITS = Counter(
+    "gristmill_cache_hits", "Items answered from the cache: memory, redis.", ["model", "level"]
+)
+CACHE_MISSES = Counter(
+    "gristmill_cache_misses", "Items that were not in the cache: memory, redis.", ["model", "level"]
+)
+CACHE_SHARED = Counter(
+    "gristmill_cache_shared", "Items answered by the computation of an equal one.", ["model"]
+)
+CACHE_BYTES = Gauge("gristmill_cache_bytes", "What cached answers take up in memory.")
+CACHE_ENTRIES = Gauge("gristmill_cache_entries", "Answers cached in memory.")
+CACHE_ERRORS = Counter(
+    "gristmill_cache_errors",
+    "What went wrong with the shared cache: timeout, unavailable, corrupt, refused, dropped.",
+    ["reason"],
+)
+
 HTTP_DURATION = Histogram(
     "http_server_request_duration_seconds",
     "Duration of HTTP requests.",

@@ -54,8 +54,8 @@ def profile(
 ) -> Profile:
     """Measure a model folder; empty sizes or lengths mean the usual ones.
 
-    Lengths beyond the model's `max_tokens` are left out, and a vector model has the length 1
-    alone. Raises InvalidRequest where nothing is left to measure.
+    Lengths beyond the model's `max_tokens` are left out, and a model of anything but text has the
+    length 1 alone. Raises InvalidRequest where nothing is left to measure.
     """
     manifest = Manifest.read(folder)
     sizes = sorted(set(batch_sizes or BATCH_SIZES))
@@ -77,7 +77,7 @@ def profile(
 
 
 def _fitting(manifest: Manifest, lengths: Sequence[int]) -> list[int]:
-    if manifest.input is None or manifest.input.kind == "float_features":
+    if manifest.input is None or not manifest.input.has_tokens:
         return [1]
     most = manifest.input.max_tokens
     fitting = sorted({length for length in lengths if 1 <= length <= most})
@@ -98,14 +98,14 @@ def _measure(
     longest = max(samples.encoded(loaded.preprocessor, items), key=lambda item: item.tokens)
     whole, done, points = sum(sizes) * sum(lengths), 0, []
     for length in lengths:
-        # A vector has no tokens and keeps its length.
+        # What has no tokens keeps its shape.
         rows = {
             name: np.resize(row, length) if longest.tokens else row
             for name, row in longest.inputs.items()
         }
         for size in sizes:
             progress(done / whole, f"batches of {size} items of {length}")
-            batch = {name: np.tile(row, (size, 1)) for name, row in rows.items()}
+            batch = {name: np.repeat(row[None], size, axis=0) for name, row in rows.items()}
             p50, p95 = np.percentile(_times_us(loaded.instances[0], batch), (50, 95))
             points.append(Point(size, length, max(1, round(p50)), max(1, round(p95))))
             done += size * length

@@ -1,9 +1,8 @@
-"""A Hugging Face classifier in PyTorch: loaded without a hub and without code of its own; exported.
+"""A Hugging Face classifier in PyTorch, exported as ONNX.
 
 Imported only where torch is: nothing else of the suite needs it. Knows no tokenizer and no figure.
 """
 
-import inspect
 import os
 import time
 import warnings
@@ -11,57 +10,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 
-from services.inference.backend import TensorSpec
-from services.runtime.errors import FailedPrecondition, InvalidRequest
+from services.inference.backends import pytorch_folder
+from services.inference.backends.pytorch_program import tensor
+from services.inference.manifest import Manifest
+from services.runtime.errors import FailedPrecondition
 
 MAX_BATCH = 4096
 # Protobuf ends at 2 GiB; from here on the weights lie in a file beside the graph.
 EXTERNAL_BYTES = 2**30
-DATATYPE = "INT64"
-VERSIONS = {"torch": str(torch.__version__), "transformers": str(transformers.__version__)}
-
-transformers.utils.logging.disable_progress_bar()
-
-
-class _Logits(torch.nn.Module):  # type: ignore[misc]  # torch is not installed where types are checked
-    """The model with its logits as its one output."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, input_ids: Any, attention_mask: Any, token_type_ids: Any | None = None
-    ) -> Any:
-        given = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **given).logits
+VERSIONS = {"torch": str(torch.__version__), "transformers": pytorch_folder.VERSION}
 
 
 class Transformer:
-    """A model in memory that runs as a backend's instance does."""
+    """A model in memory that runs as a backend's instance does, padded and in float32."""
 
     def __init__(self, folder: Path) -> None:
         self.threads = torch.get_num_threads()
-        model = _loaded(folder).eval()
-        names = ["input_ids", "attention_mask"]
-        # With one type there is nothing to tell apart, and the model supplies it by itself.
-        typed = "token_type_ids" in inspect.signature(model.forward).parameters
-        if typed and getattr(model.config, "type_vocab_size", 0) > 1:
-            names.append("token_type_ids")
-        self._module = _Logits(model).eval()
-        self.inputs = tuple(TensorSpec(name, DATATYPE, (-1, -1)) for name in names)
-        self.outputs = (TensorSpec("logits", "FP32", (-1, int(model.config.num_labels))),)
+        model = pytorch_folder.load(Manifest.read(folder), folder)
+        self.inputs, self.outputs = pytorch_folder.signature(model)
+        self._module = pytorch_folder.Logits(model).eval()
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """The logits of a batch."""
         with torch.inference_mode():
             logits = self._module(*self._tensors(inputs))
-        return {"logits": logits.float().numpy()}
+        return {"logits": logits.numpy()}
 
     def choose_threads(self, batch: Mapping[str, NDArray[Any]]) -> None:
         """Run on one thread or on one for each core, whichever takes less time here.
@@ -107,24 +83,4 @@ class Transformer:
             raise FailedPrecondition(f"the model cannot be exported: {cause}") from error
 
     def _tensors(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[Any, ...]:
-        arrays = (np.ascontiguousarray(inputs[spec.name]) for spec in self.inputs)
-        return tuple(torch.from_numpy(array) for array in arrays)
-
-
-def _loaded(folder: Path) -> Any:
-    """The model with all of its weights; InvalidRequest where the folder has no such model."""
-    try:
-        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InvalidRequest.field("config.json", str(error)) from error
-    # What is missing would be filled with random numbers.
-    if missing := sorted(report["missing_keys"]):
-        raise InvalidRequest.field("weights", f"lack {', '.join(missing[:5])}")
-    return model
+        return tuple(tensor(inputs[spec.name]) for spec in self.inputs)

@@ -59,7 +59,19 @@ def warm(folder: Path, manifest: Manifest) -> SignatureParts:
 
 
 def _onnxruntime(folder: Path, manifest: Manifest) -> SignatureParts:
-    need("onnxruntime", "tokenizers")
+    need("onnxruntime", "tokenizers", "PIL")
+    return _classifier(folder, manifest)
+
+
+def _pytorch(folder: Path, manifest: Manifest) -> SignatureParts:
+    whole = manifest.files.get("model", "").endswith((".pt", ".pt2"))
+    packages = () if whole else ("transformers", "safetensors")
+    need("torch", *packages, "tokenizers", "PIL")
+    return _classifier(folder, manifest)
+
+
+def _classifier(folder: Path, manifest: Manifest) -> SignatureParts:
+    """Loaded and run as serving would, whatever the backend."""
     from services.inference import loading
 
     loaded = loading.load(manifest, folder, instances=1)
@@ -73,23 +85,6 @@ def _onnxruntime(folder: Path, manifest: Manifest) -> SignatureParts:
         loaded.backend.close()
 
 
-def _pytorch(folder: Path, manifest: Manifest) -> SignatureParts:
-    need("torch", "transformers", "safetensors", "tokenizers")
-    if not (folder / "config.json").is_file():
-        said = "this worker runs PyTorch models of Hugging Face folders only"
-        raise FailedPrecondition(said, reason=WORKER_MISSING)
-    from services.inference import preprocessing
-    from services.inference.loading import warm_up_inputs
-    from services.work.transformer import Transformer
-
-    model = Transformer(folder)
-    preprocessor = preprocessing.build(manifest, folder, model.inputs)
-    batch = warm_up_inputs(manifest, model.inputs, preprocessor)
-    width = _width(model.run(batch), manifest)
-    longest(model, batch, manifest)
-    return SignatureParts(list(model.inputs), list(model.outputs), width)
-
-
 def longest(instance: Instance, batch: Mapping[str, Any], manifest: Manifest) -> None:
     """Run the one item of a batch at the length of `max_tokens`, as a caller may send it.
 
@@ -97,7 +92,7 @@ def longest(instance: Instance, batch: Mapping[str, Any], manifest: Manifest) ->
     """
     import numpy as np
 
-    if manifest.input is None or manifest.input.kind == "float_features":
+    if manifest.input is None or not manifest.input.has_tokens:
         return
     most = manifest.input.max_tokens
     stretched = {name: np.resize(rows[0], (1, most)) for name, rows in batch.items()}

@@ -34,6 +34,7 @@ from services.registry.config import RegistryConfig
 from services.registry.worker.config import WorkerConfig
 from services.runtime.config import ServerConfig
 from tests.postgres import Postgres, postgres
+from tests.redis import Redis, redis
 
 REPOSITORY = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
@@ -294,9 +295,15 @@ def test_compose_publishes_only_the_gateway_and_the_grpc_ports() -> None:
         if name != "worker"  # it calls, and nobody calls it
     )
     assert COMPOSE["networks"]["inside"] == {"internal": True}
-    assert COMPOSE["networks"]["database"] == {"internal": True}
-    asking = {name for name, one in SERVICES.items() if "database" in one.get("networks", ())}
-    assert asking == {"registry", "postgres"}, "it asks for no password"
+    for network, members in (
+        ("database", {"registry", "postgres"}),
+        ("answers", {"classifier", "redis"}),
+    ):
+        assert COMPOSE["networks"][network] == {"internal": True}
+        found = {name for name, one in SERVICES.items() if network in one.get("networks", ())}
+        assert found == members, "a server there asks for no password"
+    for name in ("postgres", "redis"):
+        assert len(SERVICES[name]["networks"]) == 1
     for service in SERVICES.values():
         if service.get("network_mode") != "none":
             assert ("outside" in service["networks"]) == ("ports" in service)
@@ -324,7 +331,8 @@ def test_composed_container_can_do_no_more_than_it_must(name: str) -> None:
 
 
 def test_composed_containers_start_in_order_of_need() -> None:
-    healthy, done = (
+    started, healthy, done = (
+        {"condition": "service_started"},
         {"condition": "service_healthy"},
         {"condition": "service_completed_successfully"},
     )
@@ -332,9 +340,10 @@ def test_composed_containers_start_in_order_of_need() -> None:
     assert {name: service.get("depends_on", {}) for name, service in SERVICES.items()} == {
         "tokens": {},
         "postgres": {},
+        "redis": {},
         "registry": {"tokens": done, "postgres": healthy},
         "worker": {"registry": healthy},
-        "classifier": {"registry": healthy},
+        "classifier": {"registry": healthy, "redis": started},
         "generator": {"registry": healthy},
         "models": {**followed, "worker": healthy},
         "gateway": {**followed, "models": done},
@@ -475,12 +484,14 @@ class Composed:
     containers: dict[str, Container] = field(default_factory=dict)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
-    server: Postgres | None = None
+    postgres: Postgres | None = None
+    redis: Redis | None = None
 
     def __post_init__(self) -> None:
         self.paths["0.0.0.0"] = "127.0.0.1"
-        if self.server is not None:
-            self.paths["postgres:5432"] = f"127.0.0.1:{self.server.port}"
+        for address, server in (("postgres:5432", self.postgres), ("redis:6379", self.redis)):
+            if server is not None:
+                self.paths[address] = f"127.0.0.1:{server.port}"
         for name in CONFIGS:
             port = self.ports[name] = free_port()
             for host in (name, "127.0.0.1"):
@@ -540,6 +551,14 @@ class Composed:
             assert time.monotonic() < deadline, f"{name}: {ran.stdout}{ran.stderr}\n{log}"
             time.sleep(0.2)
 
+    def restart(self, name: str) -> None:
+        """End a server and start it again."""
+        process = self.running[name]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(START_S) == 0
+        self._serve(name, SERVICES[name])
+        self.await_healthy(name)
+
     def stop(self) -> dict[str, int]:
         """SIGTERM from the edge inwards; the exit statuses."""
         statuses = {}
@@ -565,10 +584,11 @@ def free_port() -> int:
 
 @pytest.fixture
 def composed(tmp_path: Path) -> Iterator[Composed]:
-    with postgres("fsync=off") as server:
-        server.run("CREATE ROLE gristmill LOGIN")
-        server.run("CREATE DATABASE gristmill OWNER gristmill")
-        suite = Composed(tmp_path, server=server)
+    command = tuple(SERVICES["redis"]["command"])
+    with postgres("fsync=off") as database, redis(command=command) as answers:
+        database.run("CREATE ROLE gristmill LOGIN")
+        database.run("CREATE DATABASE gristmill OWNER gristmill")
+        suite = Composed(tmp_path, postgres=database, redis=answers)
         try:
             yield suite
         finally:
@@ -586,6 +606,7 @@ def test_composed_suite_starts_answers_and_drains(composed: Composed, tmp_path: 
     for refused in ("", "another-token-of-some-length"):
         status, answer = classify(composed.ports["gateway"], refused)
         assert status == 401, answer
+    answers_are_shared(composed)
     assert composed.stop() == dict.fromkeys(CONFIGS, 0)
     for name, container in composed.containers.items():
         assert container.files() == container.before, f"{name} wrote into its image"
@@ -593,6 +614,40 @@ def test_composed_suite_starts_answers_and_drains(composed: Composed, tmp_path: 
         container = composed.containers[name]
         assert container.execute(*container.image.health).returncode == 1, "nobody is there"
         assert TOKEN not in (composed.root / f"{name}.log").read_text()
+
+
+def answers_are_shared(composed: Composed) -> None:
+    """What the classifier answered is in Redis, and a process that begins anew has it."""
+    assert composed.redis is not None
+    deadline = time.monotonic() + START_S
+    while not composed.redis.keys():
+        assert time.monotonic() < deadline, "the answer was not written to Redis"
+        time.sleep(0.05)
+    composed.restart("classifier")
+    while (answered := classify(composed.ports["gateway"], TOKEN))[0] != 200:
+        assert time.monotonic() < deadline, answered  # the gateway has yet to connect anew
+        time.sleep(0.2)
+    (result,) = answered[1]["results"]
+    assert result["classification"]["cached"] is True
+
+
+def test_composed_redis_is_a_cache_and_nothing_else(tmp_path: Path) -> None:
+    service = SERVICES["redis"]
+    assert "volumes" not in service
+    with redis(command=tuple(service["command"])) as server, server.client() as client:
+        has = {name: client.config_get(name)[name] for name in ("save", "appendonly")}
+        assert has == {"save": "", "appendonly": "no"}
+        assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "allkeys-lru"
+        most = int(client.config_get("maxmemory")["maxmemory"])
+        assert 0 < 1.25 * most <= bytes_in(service["deploy"]["resources"]["limits"]["memory"])
+        asked, program, *words = service["healthcheck"]["test"]
+        assert asked == "CMD"
+        run(program, "-p", str(server.port), *words)
+
+
+def bytes_in(text: str) -> int:
+    """What a limit of the compose file means."""
+    return int(text[:-1]) * {"m": 2**20, "g": 2**30}[text[-1]]
 
 
 def smallest_model(folder: Path) -> Path:

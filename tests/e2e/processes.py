@@ -112,6 +112,17 @@ def alive(pids: set[int]) -> set[int]:
     return {pid for pid in pids if (stat := _stat(pid)) and stat[1] != "Z"}
 
 
+def resident_bytes(pid: int) -> int:
+    """The memory that a process has in hand."""
+    pages = Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def open_files(pid: int) -> int:
+    """How many files, sockets among them, a process has open."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
 @contextmanager
 def no_longer_than(seconds: float, process: "subprocess.Popen[str]") -> Iterator[None]:
     """Kill the process, and so end whatever reads its output, when this takes too long."""
@@ -245,18 +256,29 @@ class Service:
     process: "subprocess.Popen[bytes]"
     port: int
     log_file: Path
+    admin_port: int = -1
 
     @classmethod
-    def start(cls, module: str, port: int, folder: Path, *arguments: str) -> "Service":
-        """Start it; whether it is ready is for the caller to ask it."""
+    def start(
+        cls,
+        module: str,
+        port: int,
+        folder: Path,
+        *arguments: str,
+        admin_port: int = -1,
+        log_every: int = 1,
+    ) -> "Service":
+        """Start it; whether it is ready is for the caller to ask it.
+
+        Every call is logged unless told otherwise, so that a test can tell what was accepted.
+        """
         name = module.rpartition(".")[2]
         log = folder / f"{name}.log"
         with log.open("ab") as file:
             process = subprocess.Popen(
-                # Every call is logged, so that a test can tell what was accepted.
                 [
-                    *(sys.executable, "-m", module, f"--port={port}", "--admin-port=-1"),
-                    *("--log-sample-every=1", *arguments),
+                    *(sys.executable, "-m", module, f"--port={port}"),
+                    *(f"--admin-port={admin_port}", f"--log-sample-every={log_every}", *arguments),
                 ],
                 cwd=ROOT,
                 env=environment(),
@@ -264,7 +286,7 @@ class Service:
                 stdout=file,
                 stderr=file,
             )
-        return cls(name, process, port, log)
+        return cls(name, process, port, log, admin_port)
 
     @property
     def address(self) -> str:

@@ -17,13 +17,13 @@ from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2, res
 from gristmill.registry.v1 import model_pb2
 
 from services.classifier.classifier import Classifier
-from services.classifier.servicer import ClassifierServicer
-from services.classifier.starter import Starter
-from services.classifier.traffic import Traffic
 from services.classifier.oip.contract import SERVICE as OIP
 from services.classifier.oip.contract import method_handlers
 from services.classifier.oip.contract import pb as oip
 from services.classifier.oip.servicer import NotBuilt
+from services.classifier.servicer import ClassifierServicer
+from services.classifier.starter import Starter
+from services.classifier.traffic import Traffic
 from services.inference.manifest import FILE_NAME
 from services.inference.serving import Serving
 from services.runtime.admission import Limits
@@ -31,7 +31,6 @@ from services.runtime.catalog import Catalog, VersionEntry
 from tests.harness import (
     SOON_S,
     Served,
-    bidi_request,
     classifier,
     collect,
     details,

@@ -2,6 +2,7 @@ package gristmill
 
 import (
 	"strings"
+	"time"
 
 	classifierv1 "github.com/gristmill/gristmill/generated/go/gristmill/classifier/v1"
 	generatorv1 "github.com/gristmill/gristmill/generated/go/gristmill/generator/v1"
@@ -11,9 +12,14 @@ import (
 // Each kind of call takes the options that it can honour, and the compiler
 // refuses the others, so that none is silently ignored.
 type (
-	// ClassifyOption goes with Classify and ClassifyStream.
-	ClassifyOption interface {
+	// BidiOption goes with ClassifyBidi and with what is sent on it.
+	BidiOption interface {
 		apply(*call)
+		bidi()
+	}
+	// ClassifyOption goes with Classify and ClassifyStream, and with ClassifyBidi.
+	ClassifyOption interface {
+		BidiOption
 		classify()
 	}
 	// ChatOption goes with Chat and StreamChat.
@@ -82,15 +88,16 @@ func WithPriority(priority uint32) CallOption {
 // call is what the options of one call say. What no option touched stays nil,
 // which leaves it to the server's defaults.
 type call struct {
-	model      *registryv1.ModelRef
-	priority   uint32
-	options    *classifierv1.ClassifyOptions
-	params     *generatorv1.SamplingParams
-	tools      []*generatorv1.Tool
-	toolChoice *generatorv1.ToolChoice
-	etag       string
-	gates      []*registryv1.Gate
-	setGates   bool
+	model       *registryv1.ModelRef
+	priority    uint32
+	options     *classifierv1.ClassifyOptions
+	itemTimeout time.Duration
+	params      *generatorv1.SamplingParams
+	tools       []*generatorv1.Tool
+	toolChoice  *generatorv1.ToolChoice
+	etag        string
+	gates       []*registryv1.Gate
+	setGates    bool
 }
 
 func newCall[O interface{ apply(*call) }](opts []O) *call {
@@ -114,6 +121,7 @@ func (o option) apply(c *call) { o(c) }
 
 type callOption struct{ option }
 
+func (callOption) bidi()     {}
 func (callOption) classify() {}
 func (callOption) chat()     {}
 func (callOption) generate() {}
@@ -126,8 +134,13 @@ type aliasOption struct{ versionOption }
 
 func (aliasOption) promote() {}
 
+type bidiOption struct{ option }
+
+func (bidiOption) bidi() {}
+
 type classifyOption struct{ option }
 
+func (classifyOption) bidi()     {}
 func (classifyOption) classify() {}
 
 type chatOption struct{ option }

@@ -18,12 +18,17 @@ import (
 	registryv1 "github.com/gristmill/gristmill/generated/go/gristmill/registry/v1"
 )
 
+type bidiServer = grpc.BidiStreamingServer[classifierv1.ClassifyBidiRequest, classifierv1.ClassifyBidiResponse]
+
 // The fakes answer with what a test sets.
 type classifierFake struct {
 	classifierv1.UnimplementedClassifierServiceServer
 	classify func(context.Context, *classifierv1.ClassifyRequest) (*classifierv1.ClassifyResponse, error)
 	stream   func(*classifierv1.ClassifyStreamRequest, grpc.ServerStreamingServer[classifierv1.ClassifyStreamResponse]) error
+	bidi     func(bidiServer) error
 }
+
+func (f *classifierFake) ClassifyBidi(stream bidiServer) error { return f.bidi(stream) }
 
 func (f *classifierFake) Classify(ctx context.Context, r *classifierv1.ClassifyRequest) (*classifierv1.ClassifyResponse, error) {
 	return f.classify(ctx, r)

@@ -39,7 +39,8 @@ func Image(data []byte) Item {
 	return Item{&classifierv1.Item{Content: &classifierv1.Item_Image{Image: &classifierv1.Image{Data: data}}}}
 }
 
-// Tensors is an item of named tensors without a batch dimension.
+// Tensors is an item of named tensors without a batch dimension; [Tensor] makes
+// them.
 func Tensors(tensors ...*classifierv1.Tensor) Item {
 	return Item{&classifierv1.Item{Content: &classifierv1.Item_Tensors{
 		Tensors: &classifierv1.NamedTensors{Tensors: tensors},

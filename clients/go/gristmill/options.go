@@ -63,8 +63,9 @@ func WithInsecure() Option { return func(s *settings) { s.insecure = true } }
 
 // WithTimeout sets the deadline of calls to the classifier and the registry
 // whose context has none. Without it: 30 seconds; a ClassifyStream of many items
-// wants more. 0: none, the server's own holds. [Models.Watch] and the bidi and
-// artifact streams of the stubs never have one.
+// wants more. 0: none, the server's own holds. [Client.ClassifyBidi] has none, its
+// items do; [Models.Watch] and the bidi and artifact streams of the stubs never
+// have one.
 func WithTimeout(timeout time.Duration) Option { return func(s *settings) { s.timeout = timeout } }
 
 // WithGenerateTimeout does the same for calls to the generator. Without it: 120

@@ -48,6 +48,13 @@ type IndexedPrediction struct {
 	Prediction
 }
 
+// IdentifiedPrediction is a prediction of a [ClassifyBidiStream].
+type IdentifiedPrediction struct {
+	// ID is the id of the item, chosen when it was sent.
+	ID string
+	Prediction
+}
+
 func newPrediction(result *classifierv1.ItemResult, model string, version uint32, requestID string) Prediction {
 	p := Prediction{Model: model, Version: version, Timings: result.GetTimings()}
 	answer := result.GetClassification()

@@ -1,6 +1,8 @@
 """The Python client of Gristmill: `Client`, `AsyncClient`, what they give and what they raise."""
 
+from gristmill_client._aio_bidi_streams import AsyncClassifyBidiStream
 from gristmill_client._aio_streams import AsyncStream, AsyncTextStream, AsyncWatch
+from gristmill_client._bidi_streams import ClassifyBidiStream
 from gristmill_client._streams import Stream, TextStream, Watch
 from gristmill_client.aio_client import AsyncClient
 from gristmill_client.aio_models import AsyncModels
@@ -67,11 +69,14 @@ from gristmill_client.resources import (
     Version,
     WatchEvent,
 )
+from gristmill_client.tensor import Array, Datatype, Tensor
 
 __all__ = [
     "Alias",
     "AlreadyExists",
+    "Array",
     "Artifact",
+    "AsyncClassifyBidiStream",
     "AsyncClient",
     "AsyncModels",
     "AsyncOperation",
@@ -81,6 +86,7 @@ __all__ = [
     "Cancelled",
     "Change",
     "Choice",
+    "ClassifyBidiStream",
     "ClassifyOptions",
     "ClassifyTimings",
     "Client",
@@ -88,6 +94,7 @@ __all__ = [
     "Conflict",
     "Conversion",
     "DataLoss",
+    "Datatype",
     "DeadlineExceeded",
     "FailedPrecondition",
     "FieldViolation",
@@ -122,6 +129,7 @@ __all__ = [
     "Split",
     "Stream",
     "Task",
+    "Tensor",
     "TextStream",
     "TokenLogprob",
     "Tool",

@@ -14,6 +14,7 @@ from gristmill.generator.v1.generator_service_pb2 import GenerateStreamResponse
 from gristmill.registry.v1.registry_service_pb2 import WatchResponse
 from gristmill.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
+from gristmill_client._aio_calls import is_cancelled
 from gristmill_client._aio_session import AsyncSession
 from gristmill_client._config import Service
 from gristmill_client._text import TextSoFar
@@ -33,7 +34,7 @@ class AsyncMessages(Protocol[M_co]):
     def cancel(self) -> bool: ...
 
 
-class _Closing:
+class Closing:
     """`async with stream:` closes it."""
 
     async def __aenter__(self) -> Self:
@@ -51,7 +52,7 @@ class _Closing:
         raise NotImplementedError
 
 
-class AsyncStream(_Closing, Generic[M, T]):
+class AsyncStream(Closing, Generic[M, T]):
     """What a call sends, as it comes. `close()`, or leaving its `async with`, cancels the call."""
 
     def __init__(
@@ -78,7 +79,7 @@ class AsyncStream(_Closing, Generic[M, T]):
                 raise self._session.error(self._service, error) from error
             except asyncio.CancelledError:
                 # grpc.aio says the same when our call was closed and when our task was cancelled.
-                if self._closed and not _is_cancelled():
+                if self._closed and not is_cancelled():
                     raise StopAsyncIteration from None
                 raise
             if message is grpc.aio.EOF:
@@ -100,7 +101,7 @@ class AsyncTextStream(TextSoFar, AsyncStream[GenerateStreamResponse, str]):
         AsyncStream.__init__(self, session, "generator", call, self._feed)
 
 
-class AsyncWatch(_Closing):
+class AsyncWatch(Closing):
     """The changes of the registry; goes on by itself after a cut. See Models.watch."""
 
     def __init__(self, session: AsyncSession, state: WatchState) -> None:
@@ -135,7 +136,7 @@ class AsyncWatch(_Closing):
         except grpc.RpcError as error:
             await self._pause(self._session.error("registry", error))
         except asyncio.CancelledError:
-            if _is_cancelled() or not self._closing.is_set():
+            if is_cancelled() or not self._closing.is_set():
                 raise
         else:
             if message is grpc.aio.EOF:
@@ -149,8 +150,3 @@ class AsyncWatch(_Closing):
             pause = self._state.pause(error)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause)
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

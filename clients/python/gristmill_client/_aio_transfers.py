@@ -10,16 +10,13 @@ import grpc
 from gristmill.registry.v1 import registry_service_pb2 as pb
 
 from gristmill_client import _registry_messages as messages
+from gristmill_client._aio_calls import LOST_STATUS
 from gristmill_client._config import Metadata
 from gristmill_client._steps import TRANSFER_TIMEOUT_S, Download, Upload
 from gristmill_client.errors import Unavailable
 
 if TYPE_CHECKING:  # the generated code has this name for type checkers only
     from gristmill.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
-
-# What grpc.aio says when a message could not be sent: the server had ended the call, and why is
-# lost. A refusal will be said again when the call is opened again.
-_LOST_STATUS = "Internal error from Core"
 
 _Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.UploadArtifactRequest, pb.UploadArtifactResponse]"
 
@@ -41,7 +38,8 @@ async def upload(stub: RegistryServiceAsyncStub, metadata: Metadata, step: Uploa
         if sender is not None:
             await sender
     except grpc.aio.AioRpcError as error:
-        if error.details() == _LOST_STATUS:
+        if error.details() == LOST_STATUS:
+            # A refusal will be said again when the call is opened again.
             raise Unavailable("the upload was cut while sending") from error
         raise
     finally:

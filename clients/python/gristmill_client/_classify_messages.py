@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar, cast
 
 from gristmill.classifier.v1 import classifier_service_pb2 as pb
@@ -18,6 +18,7 @@ from gristmill_client.prediction import (
     LabelScore,
     Prediction,
 )
+from gristmill_client.tensor import Array, Tensor, is_tensor
 
 R = TypeVar("R", pb.ClassifyRequest, pb.ClassifyStreamRequest)
 _TRUNCATION = {
@@ -32,15 +33,19 @@ def request(kind: type[R], items: Items, model: str | None, options: ClassifyOpt
     reject_unknown(options, ClassifyOptions.__annotations__)
     return kind(
         model=model_ref(model, options.get("version"), options.get("alias")),
-        items=[_item(item) for item in _as_list(items)],
-        options=options_pb2.ClassifyOptions(
-            top_k=options.get("top_k"),
-            return_probabilities=options.get("probabilities", False),
-            threshold=options.get("threshold"),
-            truncation=_TRUNCATION[options.get("truncation")],
-            no_cache=options.get("no_cache", False),
-        ),
+        items=[item_message(item) for item in _as_list(items)],
+        options=options_message(options),
         priority=options.get("priority", 0),
+    )
+
+
+def options_message(options: ClassifyOptions) -> options_pb2.ClassifyOptions:
+    return options_pb2.ClassifyOptions(
+        top_k=options.get("top_k"),
+        return_probabilities=options.get("probabilities", False),
+        threshold=options.get("threshold"),
+        truncation=_TRUNCATION[options.get("truncation")],
+        no_cache=options.get("no_cache", False),
     )
 
 
@@ -52,9 +57,18 @@ def indexed_prediction(response: pb.ClassifyStreamResponse) -> tuple[int, Predic
     return response.index, _prediction(response.result, response)
 
 
+def identified_predictions(response: pb.ClassifyBidiResponse) -> list[tuple[str, Prediction]]:
+    return [(result.id, _prediction(result.result, result)) for result in response.results]
+
+
+def is_one(items: object) -> bool:
+    """Whether it is an item by its type alone."""
+    return isinstance(items, (str, bytes, Mapping, Tensor, item_pb2.Item))
+
+
 def _as_list(items: Items) -> list[Item]:
-    if isinstance(items, (str, bytes, item_pb2.Item)):
-        return [items]
+    if is_one(items):
+        return [cast(Item, items)]
     if not isinstance(items, Iterable):
         raise TypeError(f"cannot classify {type(items).__name__}")
     many = list(items)
@@ -64,7 +78,8 @@ def _as_list(items: Items) -> list[Item]:
     return cast(list[Item], many)
 
 
-def _item(item: Item) -> item_pb2.Item:
+def item_message(item: Item) -> item_pb2.Item:
+    """Raises TypeError for what is no item, ValueError for a tensor at odds with itself."""
     match item:
         case item_pb2.Item():
             return item
@@ -74,14 +89,30 @@ def _item(item: Item) -> item_pb2.Item:
             return item_pb2.Item(image=item_pb2.Image(data=item))
         case (str() as first, str() as second):
             return item_pb2.Item(text_pair=item_pb2.TextPair(first=first, second=second))
+        case Mapping():
+            return _tensors(Tensor.of(array, name) for name, array in item.items())
+    if is_tensor(item):
+        return _tensors([Tensor.of(cast(Array, item))])
     if isinstance(item, Iterable):
         values = [value for value in item if _is_number(value)]
         if len(values) == len(list(item)):
             return item_pb2.Item(float_features=item_pb2.FloatFeatures(values=values))
     raise TypeError(
-        "an item is a str, bytes (an image), a pair of str, a sequence of numbers or an Item, "
-        f"not {type(item).__name__}"
+        "an item is a str, bytes (an image), a pair of str, a sequence of numbers, an array, "
+        f"a Tensor, a mapping of names to them, or an Item, not {type(item).__name__}"
     )
+
+
+def _tensors(tensors: Iterable[Tensor]) -> item_pb2.Item:
+    message = item_pb2.NamedTensors()
+    for tensor in tensors:
+        message.tensors.add(
+            name=tensor.name,
+            datatype=item_pb2.Datatype.Value(f"DATATYPE_{tensor.datatype}"),
+            shape=tensor.shape,
+            data=tensor.data,
+        )
+    return item_pb2.Item(tensors=message)
 
 
 def _is_number(value: object) -> bool:
@@ -90,7 +121,8 @@ def _is_number(value: object) -> bool:
 
 
 def _prediction(
-    result: result_pb2.ItemResult, response: pb.ClassifyResponse | pb.ClassifyStreamResponse
+    result: result_pb2.ItemResult,
+    response: pb.ClassifyResponse | pb.ClassifyStreamResponse | pb.BidiResult,
 ) -> Prediction:
     answer = result.classification
     labels = tuple(LabelScore(entry.label, entry.index, entry.score) for entry in answer.labels)

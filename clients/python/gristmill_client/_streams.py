@@ -32,7 +32,7 @@ class Messages(Protocol[M_co]):
     def cancel(self) -> bool: ...
 
 
-class _Closing:
+class Closing:
     """`with stream:` closes it."""
 
     def __enter__(self) -> Self:
@@ -50,7 +50,7 @@ class _Closing:
         raise NotImplementedError
 
 
-class Stream(_Closing, Generic[M, T]):
+class Stream(Closing, Generic[M, T]):
     """What a call sends, as it comes. `close()`, or leaving its `with`, cancels the call."""
 
     def __init__(
@@ -94,7 +94,7 @@ class TextStream(TextSoFar, Stream[GenerateStreamResponse, str]):
         Stream.__init__(self, session, "generator", call, self._feed)
 
 
-class Watch(_Closing):
+class Watch(Closing):
     """The changes of the registry; goes on by itself after a cut. See Models.watch."""
 
     def __init__(self, session: Session, state: WatchState) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -17,13 +17,16 @@ from gristmill.generator.v1.generator_service_pb2_grpc import GeneratorServiceSt
 from gristmill_client import _classify_messages as classify_messages
 from gristmill_client import _generate_messages as generate_messages
 from gristmill_client import _inference_flows as flows
+from gristmill_client._aio_bidi_streams import AsyncClassifyBidiStream, open_stream
+from gristmill_client._aio_many import classify_many
 from gristmill_client._aio_session import AsyncSession
 from gristmill_client._aio_streams import AsyncStream, AsyncTextStream
+from gristmill_client._backlog import Backlog
 from gristmill_client._config import GENERATE_TIMEOUT_S, TIMEOUT_S, Service, load
 from gristmill_client._health import health
 from gristmill_client.aio_models import AsyncModels
 from gristmill_client.completion import Completion, GenerateOptions, Message
-from gristmill_client.prediction import ClassifyOptions, Items, Prediction
+from gristmill_client.prediction import ClassifyOptions, Item, Items, Prediction
 
 
 class AsyncClient:
@@ -93,6 +96,39 @@ class AsyncClient:
         )
         read = classify_messages.indexed_prediction
         return AsyncStream(self._session, "classifier", call, read)
+
+    def classify_bidi(
+        self,
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        stream_timeout: float | None = None,
+        **options: Unpack[ClassifyOptions],
+    ) -> AsyncClassifyBidiStream:
+        """As Client.classify_bidi, for `async for` and `async with`; needs no await itself.
+
+        RPC gristmill.classifier.v1.ClassifierService/ClassifyBidi.
+        """
+        return open_stream(self._session, model, timeout, stream_timeout, options)
+
+    def classify_many(
+        self,
+        items: Iterable[Item] | AsyncIterable[Item],
+        model: str | None = None,
+        *,
+        batch: int = 32,
+        timeout: float | None = None,
+        **options: Unpack[ClassifyOptions],
+    ) -> AsyncIterator[tuple[int, Prediction]]:
+        """As Client.classify_many, for `async for`; takes items of an async iterable too.
+
+        RPC gristmill.classifier.v1.ClassifierService/ClassifyBidi.
+        """
+
+        def begin() -> AsyncClassifyBidiStream:
+            return self.classify_bidi(model, timeout=timeout, **options)
+
+        return classify_many(begin, items, Backlog(items, batch))
 
     async def generate(
         self,

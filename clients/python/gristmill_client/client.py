@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -17,13 +17,16 @@ from gristmill.generator.v1.generator_service_pb2_grpc import GeneratorServiceSt
 from gristmill_client import _classify_messages as classify_messages
 from gristmill_client import _generate_messages as generate_messages
 from gristmill_client import _inference_flows as flows
+from gristmill_client._backlog import Backlog
+from gristmill_client._bidi_streams import ClassifyBidiStream, open_stream
 from gristmill_client._config import GENERATE_TIMEOUT_S, TIMEOUT_S, Service, load
 from gristmill_client._health import health
+from gristmill_client._many import classify_many
 from gristmill_client._session import Session
 from gristmill_client._streams import Stream, TextStream
 from gristmill_client.completion import Completion, GenerateOptions, Message
 from gristmill_client.models import Models
-from gristmill_client.prediction import ClassifyOptions, Items, Prediction
+from gristmill_client.prediction import ClassifyOptions, Item, Items, Prediction
 
 
 class Client:
@@ -81,8 +84,9 @@ class Client:
     ) -> list[Prediction]:
         """Classifies up to 1,024 items in one call; one Prediction for each, in their order.
 
-        An item is a str, a pair (str, str), a sequence of numbers, bytes (an encoded image) or an
-        Item message. One item that is not in a list still gives a list, of one. `model` may be left
+        An item is a str, a pair (str, str), a sequence of numbers, bytes (an encoded image), a
+        mapping of input names to arrays (of numpy and alike), a Tensor or an Item message. One item
+        that is not in a list still gives a list, of one. `model` may be left
         out where the server serves only one. `timeout` is in seconds; ClassifyOptions has the other
         options. An item that failed alone carries its `error`: only what concerns the whole call
         raises. RPC gristmill.classifier.v1.ClassifierService/Classify.
@@ -112,6 +116,47 @@ class Client:
         )
         read = classify_messages.indexed_prediction
         return Stream(self._session, "classifier", call, read)
+
+    def classify_bidi(
+        self,
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        stream_timeout: float | None = None,
+        **options: Unpack[ClassifyOptions],
+    ) -> ClassifyBidiStream:
+        """Opens a stream of items that are sent when one likes; (id, Prediction) as each is done.
+
+        `send` items, iterate, `close_send`; at best within `with`: leaving that, or `close()`,
+        stops the work. `model`, `timeout` (seconds that items have from their arrival; the
+        client's own if left out) and the options hold for what is sent without others. The stream
+        lasts as long as one likes, or `stream_timeout` seconds. An item that failed alone, or that
+        was refused, carries its `error`.
+        RPC gristmill.classifier.v1.ClassifierService/ClassifyBidi.
+        """
+        return open_stream(self._session, model, timeout, stream_timeout, options)
+
+    def classify_many(
+        self,
+        items: Iterable[Item],
+        model: str | None = None,
+        *,
+        batch: int = 32,
+        timeout: float | None = None,
+        **options: Unpack[ClassifyOptions],
+    ) -> Iterator[tuple[int, Prediction]]:
+        """Classifies any number of items; (index of the item, Prediction) as each is done.
+
+        Takes items as results make room, `batch` (1 to 1,024) at a time and about 256 ahead: for
+        files and data sets, not for a source that makes one wait. Where a server drains or is lost,
+        what has no result is sent again, four times in all. `timeout` is that of each item.
+        RPC gristmill.classifier.v1.ClassifierService/ClassifyBidi.
+        """
+
+        def begin() -> ClassifyBidiStream:
+            return self.classify_bidi(model, timeout=timeout, **options)
+
+        return classify_many(begin, items, Backlog(items, batch))
 
     def generate(
         self,

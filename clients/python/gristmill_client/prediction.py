@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict
 
 from gristmill.classifier.v1.item_pb2 import Item as ItemMessage
 
 from gristmill_client.errors import GristmillError
+from gristmill_client.tensor import Array, Tensor
 
-Item: TypeAlias = str | bytes | tuple[str, str] | Sequence[float] | ItemMessage
-"""A text; an encoded image as bytes; a text pair; a vector of features; or the message itself."""
+Item: TypeAlias = (
+    str
+    | bytes
+    | tuple[str, str]
+    | Sequence[float]
+    | Mapping[str, Array | Tensor | Sequence[str | bytes]]
+    | Array
+    | Tensor
+    | ItemMessage
+)
+"""A text; an encoded image as bytes; a text pair; a vector of features; tensors by the names of the
+model's inputs, each an array of numpy or alike, a Tensor or a list of texts; the tensor for its
+only input, a Tensor or an array of two dimensions or more; or the message itself. The shape of a
+tensor has no batch dimension."""
 
 Items: TypeAlias = Item | Iterable[Item]
-"""One item or many. A flat list of numbers is one item, a list of lists of numbers is many."""
+"""One item or many. A flat list of numbers is one item, a list of lists of numbers is many; an
+array of two dimensions or more is one item for each of its rows."""
 
 
 class ClassifyOptions(TypedDict, total=False):
-    """The keyword arguments of `classify` and `classify_stream`, all optional.
+    """The keyword arguments of `classify` and of the streams, all optional.
 
     `version` or `alias` choose among the model's versions; neither: its traffic policy, else
     "live". `top_k`: how many labels, best first (1). `probabilities`: also the probability of every

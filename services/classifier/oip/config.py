@@ -45,6 +45,7 @@ def config(target: Target, versions: Sequence[int], default_priority: int) -> co
             manifest.batching, runner.admission.limits.max_items, default_priority
         ),
         model_transaction_policy=config_pb.ModelTransactionPolicy(decoupled=False),
+        response_cache=config_pb.ModelResponseCache(enable=runner.responses is not None),
     )
     for spec in offered.offered.values():
         found.input.add(name=spec.name, data_type=_type(spec), dims=spec.shape[1:])

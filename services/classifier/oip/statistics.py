@@ -9,7 +9,6 @@ NS = 10**9
 IN_ALL = (
     "success",
     "fail",
-    "queue",
     "compute_input",
     "compute_infer",
     "compute_output",
@@ -29,7 +28,9 @@ def statistics(loaded: Loaded[Classifier], runner: Classifier) -> pb.ModelStatis
         inference_count=sums.inference_count,
         execution_count=sums.execution_count,
         inference_stats=pb.InferStatistics(
-            **{name: _duration(getattr(sums, name)) for name in IN_ALL}
+            # In this protocol what the cache answered has been queued too, for no time.
+            queue=_duration(Spent(sums.queue.count + sums.cache_hit.count, sums.queue.seconds)),
+            **{name: _duration(getattr(sums, name)) for name in IN_ALL},
         ),
     )
     for size, spent in sorted(sums.batches.items()):

@@ -9,7 +9,7 @@ the callers, in pipelines, bounded. Neither ever raises: whatever fails is a mis
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,10 @@ MOST_KEYS = 512
 MOST_WRITES = 32
 """In one pipeline: about a millisecond of the loop."""
 MOST_UNWRITTEN_BYTES = 16 * 2**20
-MOST_VALUE_BYTES = 2**20
-"""A larger one takes longer to move than the timeout."""
+MOST_VALUE_BYTES = 2**18
+"""A larger one takes too long to move, and to seal."""
+TURN_BYTES = 2**18
+"""Sealed or opened in one turn of the loop; the rest waits for the next."""
 GIVE_UP_S = 1.0
 """When a command, with connecting, has failed for good."""
 _log = structlog.get_logger()
@@ -170,7 +172,7 @@ class RedisCache:
             if self._clock() - started <= self._timeout_s and self._breaker.succeeded():
                 _log.info("the cache server is back")
             for asked in batch:
-                values = [self._opened(key, next(found)) for key in asked.keys]
+                values = await self._opened_all(asked, found)
                 if not asked.answer.done():
                     asked.answer.set_result(values)
         except Exception as error:
@@ -180,6 +182,20 @@ class RedisCache:
                 if not asked.answer.done():
                     asked.answer.set_result(None)
             asyncio.get_running_loop().call_soon(self._read_all)
+
+    async def _opened_all(self, asked: _Asked, found: Iterator[bytes | str | None]) -> Found:
+        values: Found = []
+        opened = 0
+        for key in asked.keys:
+            data = next(found)
+            if asked.answer.done():  # it did not wait
+                continue
+            values.append(self._opened(key, data))
+            opened += len(data or ())
+            if opened > TURN_BYTES:
+                opened = 0
+                await asyncio.sleep(0)
+        return values
 
     def _opened(self, key: Key, data: bytes | str | None) -> Value | None:
         if not isinstance(data, bytes):
@@ -193,8 +209,10 @@ class RedisCache:
     async def _write_all(self) -> None:
         while self._unwritten:
             pipeline = self._client.pipeline(transaction=False)
-            for _ in range(min(MOST_WRITES, len(self._unwritten))):
+            taken = count = 0
+            while self._unwritten and count < MOST_WRITES and taken < TURN_BYTES:
                 key, value = self._unwritten.popleft()
+                taken, count = taken + value.nbytes, count + 1
                 self._unwritten_bytes -= value.nbytes
                 data = self._sealer.seal(key, value)
                 if data is not None:

@@ -73,16 +73,19 @@ _ROOM = _Room(image_files.MAX_PIXELS)
 class _Fit:
     """Which part of an image, in its own pixels, is resized to what."""
 
+    own: tuple[int, int]
     left: float
     top: float
     width: float
     height: float
     size: tuple[int, int]
 
-    def halvings(self) -> int:
+    def division(self) -> int:
         """By what a JPEG may be divided while it is decoded: 1, 2, 4 or 8."""
         ratio = min(self.width / self.size[0], self.height / self.size[1])
-        return max(n for n in (1, 2, 4, 8) if n == 1 or ratio >= n * DRAFT)
+        # Of a last pixel that is only partly there, the edge would be another.
+        fitting = [n for n in (2, 4, 8) if not (self.own[0] % n or self.own[1] % n)]
+        return max([1, *(n for n in fitting if ratio >= n * DRAFT)])
 
     def box(self, divided: int) -> tuple[float, float, float, float]:
         """The part in an image that was divided."""
@@ -115,7 +118,7 @@ def _small(file: ImageFile, how: Image) -> Pillow.Image:
     with Pillow.open(io.BytesIO(file.data), formats=(file.kind,)) as image:
         if image.size != (file.width, file.height):
             raise ValueError("is not of the size that its header says")
-        divided = 1 if how.interpolation == "nearest" else fit.halvings()
+        divided = 1 if how.interpolation == "nearest" else fit.division()
         if file.kind == "JPEG" and divided > 1:
             image.draft(None, (file.width // divided, file.height // divided))
         else:
@@ -132,12 +135,12 @@ def _fit(own: tuple[int, int], size: tuple[int, int], how: Image) -> _Fit:
     if how.resize == "crop":
         ratio = max(ratios) / how.crop_share
         width, height = min(own[0], size[0] / ratio), min(own[1], size[1] / ratio)
-        return _Fit((own[0] - width) / 2, (own[1] - height) / 2, width, height, size)
+        return _Fit(own, (own[0] - width) / 2, (own[1] - height) / 2, width, height, size)
     if how.resize == "pad":
         ratio = min(ratios)
         width, height = (max(1, min(s, round(o * ratio))) for o, s in zip(own, size, strict=True))
         size = (width, height)
-    return _Fit(0, 0, *own, size)
+    return _Fit(own, 0, 0, *own, size)
 
 
 def _plain(image: Pillow.Image, *, gray: bool) -> Pillow.Image:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_PIXELS = 2**26
+# Pillow gathers a row of pixels from small pieces, in time that grows with its square.
+MAX_SIDE = 2**16 - 1
 MAX_PARTS = 2**16
 # What decoding may go over, in pixels: each scan of a JPEG goes over all of them.
 MAX_WORK = 2**30
@@ -21,6 +23,8 @@ BMP_RUN_LENGTH_WORK = 1024
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 # Not: fill bytes, an escaped 0xff, restarts within a scan.
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+# A search lets no other thread run; so it goes by pieces.
+_JPEG_PIECE = 2**16
 _JPEG_ALONE = {0x01, 0xD8}
 _JPEG_SCAN, _JPEG_END, _JPEG_EXIF = 0xDA, 0xD9, 0xE1
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -59,6 +63,8 @@ def read(data: bytes) -> ImageFile:
     if found.width < 1 or found.height < 1:
         raise ValueError("has no pixels")
     size = f"{found.width} x {found.height}"
+    if max(found.width, found.height) > MAX_SIDE:
+        raise ValueError(f"has {size} pixels, more than {MAX_SIDE} at a side")
     if found.pixels > MAX_PIXELS:
         raise ValueError(f"has {size} pixels, more than {MAX_PIXELS}")
     if found.pixels * found.passes > MAX_WORK:
@@ -127,10 +133,11 @@ def _jpeg(data: bytes) -> ImageFile:
 
 
 def _next_marker(data: bytes, at: int) -> tuple[int, int]:
-    found = _JPEG_MARKER.search(data, at)
-    if found is None:
-        raise ValueError("is cut short")
-    return found.span()
+    for start in range(at, len(data), _JPEG_PIECE):
+        # With one byte of the next piece, where a marker may end.
+        if found := _JPEG_MARKER.search(data, start, start + _JPEG_PIECE + 1):
+            return found.span()
+    raise ValueError("is cut short")
 
 
 def _gif(data: bytes) -> ImageFile:

@@ -100,7 +100,7 @@ def signature(
         input_kinds=(taken.kind,) if taken else (),
         labels=manifest.output.labels,
         multi_label=manifest.output.multi_label,
-        max_tokens=taken.max_tokens if taken and taken.kind != "float_features" else 0,
+        max_tokens=taken.max_tokens if taken and taken.has_tokens else 0,
         inputs=inputs,
         outputs=outputs,
     )

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from gristmill_client import AsyncClient, Client
 
+from tests.unit.client.fake_bidi import FakeBidi
+from tests.unit.client.fakes import serving
 from tests.unit.registry.parts import weights
 from tests.unit.registry.wire import RegistryProcess
 
@@ -51,6 +53,9 @@ class Twin:
         return next(stream) if self.runner is None else self.runner.run(anext(stream))
 
 
+Begin = Callable[..., tuple[Twin, Any]]
+
+
 def _upto(limit: int | None) -> Iterator[int]:
     return iter(range(limit if limit is not None else 1_000_000))
 
@@ -82,6 +87,21 @@ def twin(request: pytest.FixtureRequest) -> Iterator[Callable[..., Twin]]:
         each.run(each.client.close())
         if each.runner is not None:
             each.runner.close()
+
+
+@pytest.fixture
+def begin(twin: Callable[..., Twin]) -> Iterator[Begin]:
+    """A stream of either kind to a server: `begin(fake, "sentiment", top_k=2)`."""
+    servers: list[Any] = []
+
+    def make(fake: FakeBidi, *arguments: Any, client: Any = None, **options: Any) -> Any:
+        servers.append(serving(fake.register))
+        made = twin(classifier=servers[-1].__enter__(), **(client or {}))
+        return made, made.open(lambda: made.client.classify_bidi(*arguments, **options))
+
+    yield make
+    for server in servers:
+        server.__exit__(None, None, None)
 
 
 @pytest.fixture(autouse=True)

@@ -112,7 +112,7 @@ class FakeClassifier:
     def Classify(self, request: Any, context: Any) -> Any:  # noqa: N802  # gRPC names
         self._begin(request, context)
         return classifier_pb.ClassifyResponse(
-            results=[_classified(item) for item in request.items], model="sentiment", version=3
+            results=[classified(item) for item in request.items], model="sentiment", version=3
         )
 
     def ClassifyStream(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
@@ -120,13 +120,13 @@ class FakeClassifier:
         self._begin(request, context)
         for index in reversed(range(len(request.items))):
             yield classifier_pb.ClassifyStreamResponse(
-                index=index, result=_classified(request.items[index]), model="sentiment", version=3
+                index=index, result=classified(request.items[index]), model="sentiment", version=3
             )
             if self.hold:
                 self.cancelled.wait(SOON_S)
 
 
-def _classified(item: Any) -> result_pb2.ItemResult:
+def classified(item: Any) -> result_pb2.ItemResult:
     if item.text.text == "bad":
         status = rich_status(
             grpc.StatusCode.INVALID_ARGUMENT,

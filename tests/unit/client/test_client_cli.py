@@ -21,6 +21,7 @@ from gristmill_client.cli.settings import Ref, ref_of
 from gristmill_client.errors import ErrorDetails, NotFound, Overloaded, PermissionDenied
 from typer.testing import CliRunner, Result
 
+from tests.unit.client.fake_bidi import FakeBidi
 from tests.unit.client.fake_registry import FakeRegistry
 from tests.unit.client.fakes import SOON_S, FakeClassifier, FakeGenerator, FakeHealth, serving
 from tests.unit.client.test_client_push import MANIFEST
@@ -147,6 +148,23 @@ def test_classify_takes_numbers(suite: Suite) -> None:
     (prediction,) = parsed(suite.run("classify", "iris", "5.1,3.5", "--features", "--json"))
     assert prediction["label"] == "positive"
     assert suite.run("classify", "iris", "tall", "--features").exit_code == 2
+
+
+def test_classify_takes_images_by_their_paths(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("cat.png", "dog.png")]
+    for path in paths:
+        Path(path).write_bytes(path.encode())
+    fake = FakeBidi()
+    with serving(fake.register) as address:
+        suite = Suite(address)
+        result = suite.run("classify", "vision:2", *paths, "--images")
+        assert [row.split()[-1] for row in result.stdout.splitlines()[1:]] == [
+            path for path in paths for _ in range(2)
+        ]
+        assert suite.run("classify", "vision", "no.png", "--images").exit_code == 2
+        assert suite.run("classify", "vision", "x", "--images", "--features").exit_code == 2
+    assert [one.item.image.data.decode() for m in fake.messages for one in m.items] == paths
+    assert fake.effective["0"][0].version == 2
 
 
 def test_classify_has_no_limit_of_items(suite: Suite) -> None:

@@ -130,6 +130,7 @@ async def rig(
     cost: CostModel | None = None,
     limits: Limits | None = None,
     made: Sequence[Instance] = (),
+    inline_s: float = 0.0,
     **settings: Any,
 ) -> AsyncIterator[Rig]:
     """A batcher on a device, or on instances `made` before; closed whatever the test left."""
@@ -138,9 +139,9 @@ async def rig(
     made = made or [backend.instance() for _ in range(instances)]
     loop = asyncio.get_running_loop()
     now = clock or loop.time
-    batcher = Batcher(
-        made, Batching.model_validate(settings), {}, Meter("rig", 1), cost or CostModel(), now
-    )
+    batching = Batching.model_validate(settings)
+    meter, model = Meter("rig", 1), cost or CostModel()
+    batcher = Batcher(made, batching, {}, meter, model, now, inline_s=inline_s)
     admission = Admission(limits or Limits(10**6, 2**40), now)
     try:
         yield Rig(device, batcher, admission, now)

@@ -40,6 +40,13 @@ lineage: {dataset: "sha256:00"}
 notes: None.
 """
 
+SIZE = {"width": 224, "height": 224}
+
+
+def picture(**how: Any) -> dict[str, Any]:
+    """The input of an image model."""
+    return {"input": {"kind": "image", "image": SIZE | how}}
+
 
 def parse(**changes: Any) -> Manifest:
     """The least manifest with some fields changed."""
@@ -87,6 +94,20 @@ def test_an_idle_instance_waits_for_nothing_unless_told() -> None:
         ({"batching": {"max_batchsize": 4}}, "batching.max_batchsize"),
         ({"unknown": 1}, "unknown"),
         ({"output": {"labels": [False, True]}}, "output.labels"),
+        ({"input": {"kind": "image"}}, "image is required"),
+        ({"input": {"kind": "text", "image": SIZE}}, "image is not for kind text"),
+        ({"input": {"kind": "tensors", "image": SIZE}}, "image is not for kind tensors"),
+        (picture(width=0), "input.image.width"),
+        (picture(height=8193), "input.image.height"),
+        (picture(mean=[0.5]), "mean needs 3 numbers for rgb, has 1"),
+        (picture(std=[1, 1, 1], channels="grayscale"), "std needs 1 numbers for grayscale"),
+        (picture(mean=[0, 0, float("nan")]), "input.image.mean.2"),
+        (picture(std=[1, 1, 0]), "input.image.std.2"),
+        (picture(scale=0), "input.image.scale"),
+        (picture(scale=float("inf")), "input.image.scale"),
+        (picture(crop_share=0.5), "crop_share is not for resize stretch"),
+        (picture(crop_share=1.5, resize="crop"), "input.image.crop_share"),
+        (picture(resize="tile"), "input.image.resize"),
     ],
 )
 def test_a_wrong_field_is_named(changes: dict[str, Any], said: str) -> None:
@@ -95,6 +116,22 @@ def test_a_wrong_field_is_named(changes: dict[str, Any], said: str) -> None:
     (violation,) = raised.value.violations
     assert violation.field == FILE_NAME
     assert said in violation.description
+
+
+@pytest.mark.parametrize(("channels", "depth"), [("rgb", 3), ("bgr", 3), ("grayscale", 1)])
+def test_an_image_has_a_number_for_each_channel(channels: str, depth: int) -> None:
+    declared = parse(**picture(channels=channels, mean=[0.5] * depth, std=[2] * depth)).input
+    assert declared is not None
+    assert declared.image is not None
+    assert declared.image.depth == depth
+    assert declared.image.mean == (0.5,) * depth
+
+
+@pytest.mark.parametrize("kind", ["text", "text_pair", "float_features", "tensors"])
+def test_only_texts_have_tokens(kind: str) -> None:
+    declared = parse(input={"kind": kind}).input
+    assert declared is not None
+    assert declared.has_tokens == (kind in ("text", "text_pair"))
 
 
 @pytest.mark.parametrize(

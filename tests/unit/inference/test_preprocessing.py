@@ -11,7 +11,13 @@ from services.inference import preprocessing
 from services.inference.backend import TensorSpec
 from services.inference.items import Encoded, FeaturesItem, Item, TextItem, TextPairItem
 from services.inference.manifest import SCHEMA, Input, Manifest
-from services.inference.preprocessing import FeaturesPreprocessor, Preprocessor, TextPreprocessor
+from services.inference.preprocessing import (
+    FeaturesPreprocessor,
+    ImagePreprocessor,
+    Preprocessor,
+    TensorsPreprocessor,
+    TextPreprocessor,
+)
 from services.runtime.errors import GristmillError, InvalidRequest, UnsupportedField
 from tests.unit.inference.texts import END, PAD, START, UNKNOWN, write_tokenizer
 
@@ -180,6 +186,10 @@ def test_the_manifest_chooses_the_preprocessor(tmp_path: Path) -> None:
     wide = TensorSpec("x", "FP32", (-1, 3))
     found = build(wide, files=files, input={"kind": "float_features"})
     assert isinstance(found, FeaturesPreprocessor)
+    pixels = TensorSpec("x", "FP32", (-1, 3, -1, -1))
+    how = {"kind": "image", "image": {"width": 4, "height": 4}}
+    assert isinstance(build(pixels, files=files, input=how), ImagePreprocessor)
+    assert isinstance(build(pixels, files=files, input={"kind": "tensors"}), TensorsPreprocessor)
     with pytest.raises(InvalidRequest, match="must say what it takes"):
         build(IDS, files=files)
     with pytest.raises(InvalidRequest, match=r"files\.tokenizer"):

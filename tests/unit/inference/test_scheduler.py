@@ -1,8 +1,9 @@
-"""The five laws of the scheduler, beside a model that keeps a plain list and knows no packing."""
+"""The six laws of the scheduler, beside a model that keeps a plain list and knows no packing."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,17 +21,30 @@ from services.inference.scheduler import Batch, Entry, Scheduler
 
 NEVER = float("inf")
 # Few different lengths, so that items find others of their kind behind those of another.
+GROUPS = st.sampled_from([None, None, None, "other", ("a", 1)])
 LENGTHS = st.one_of(st.sampled_from([1, 10, 100]), st.integers(1, 200))
 
 
-def entry(arrival: int, length: int = 1, priority: int = 5, deadline: float = NEVER) -> Entry:
+def entry(
+    arrival: int,
+    length: int = 1,
+    priority: int = 5,
+    deadline: float = NEVER,
+    group: Hashable = None,
+) -> Entry:
     """An item that came `arrival`-th."""
-    return Entry((priority, deadline, arrival), length)
+    return Entry((priority, deadline, arrival), length, group)
 
 
-def filled(scheduler: Scheduler, lengths: Sequence[int]) -> list[Entry]:
-    """Items of these lengths, waiting in this order."""
-    entries = [entry(arrival, length) for arrival, length in enumerate(lengths)]
+def filled(
+    scheduler: Scheduler, lengths: Sequence[int], groups: Sequence[Hashable] = ()
+) -> list[Entry]:
+    """Items of these lengths, waiting in this order; of these groups, if any."""
+    of = groups or [None] * len(lengths)
+    entries = [
+        entry(arrival, length, group=group)
+        for arrival, (length, group) in enumerate(zip(lengths, of, strict=True))
+    ]
     for one in entries:
         scheduler.push(one)
     return entries
@@ -48,6 +62,11 @@ def lengths(batch: Batch | None) -> list[int]:
     """The lengths of the items of a batch that must be there."""
     assert batch is not None
     return [one.length for one in batch.entries]
+
+
+def largest(preferred: Sequence[int], count: int) -> int:
+    """The largest of the preferred sizes that so many fill; so many where they fill none."""
+    return max((size for size in preferred if size <= count), default=count)
 
 
 def cost_of(fixed: float, per_token: float) -> CostModel:
@@ -80,28 +99,33 @@ class SchedulerMachine(RuleBasedStateMachine):
         tokens=st.sampled_from([0, 0, 16, 64, 256]),
         overtakes=st.integers(0, 3),
         fixed=st.sampled_from([0.0, 1e-4, 1e-2]),
+        preferred=st.sampled_from([(), (), (2,), (4, 1, 2), (3, 5), (64,)]),
     )
-    def configure(self, size: int, tokens: int, overtakes: int, fixed: float) -> None:
+    def configure(
+        self, size: int, tokens: int, overtakes: int, fixed: float, preferred: tuple[int, ...]
+    ) -> None:
         """Choose the settings."""
-        self.scheduler = Scheduler(size, tokens, overtakes, cost_of(fixed, 1e-4))
+        self.scheduler = Scheduler(size, tokens, overtakes, cost_of(fixed, 1e-4), preferred)
 
     @rule(
         priority=st.sampled_from([1, 5, 5, 5]),
-        left_s=st.sampled_from([0.5, 2.0, 10.0, NEVER]),
+        # One that is over already may come too: the batcher says so only when it next looks.
+        left_s=st.sampled_from([-1.0, 0.0, 0.5, 2.0, 10.0, NEVER]),
         length=LENGTHS,
+        group=GROUPS,
     )
-    def push(self, priority: int, left_s: float, length: int) -> None:
+    def push(self, priority: int, left_s: float, length: int, group: Hashable) -> None:
         """An item comes."""
         self.arrivals += 1
-        one = entry(self.arrivals, length, priority, self.now + left_s)
+        one = entry(self.arrivals, length, priority, self.now + left_s, group)
         self.scheduler.push(one)
         self.waiting.append(Known(one))
 
-    @rule(lengths=st.lists(LENGTHS, min_size=2, max_size=10))
-    def push_many(self, lengths: list[int]) -> None:
+    @rule(items=st.lists(st.tuples(LENGTHS, GROUPS), min_size=2, max_size=10))
+    def push_many(self, items: list[tuple[int, Hashable]]) -> None:
         """A message of several items comes."""
-        for length in lengths:
-            self.push(5, NEVER, length)
+        for length, group in items:
+            self.push(5, NEVER, length, group)
 
     @rule(pick=st.randoms(use_true_random=False))
     @precondition(lambda self: self.waiting)
@@ -140,6 +164,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(taken) == len(batch.entries) == len({id(one) for one in batch.entries})
         self.check_order(batch)
         self.check_budget(batch)
+        self.check_group(batch)
         self.check_reason(batch, len(self.waiting), free)
         if full_only:
             self.check_full(batch)
@@ -186,6 +211,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         alone = sum(cost.seconds(1, one.length) for one in batch.entries)
         assert cost.seconds(1, padded) <= alone + 1e-9, "padding costs more than going alone"
 
+    def check_group(self, batch: Batch) -> None:
+        """Law 6: one group only, and of a preferred size where one is filled."""
+        assert len({one.group for one in batch.entries}) == 1
+        count = len(batch.entries)
+        assert count == largest(self.scheduler.preferred, count)
+        assert batch.released != "preferred" or count in self.scheduler.preferred
+
     def check_reason(self, batch: Batch, waited: int, free: int) -> None:
         """What closed a batch is true of it."""
         count = len(batch.entries)
@@ -197,15 +229,20 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert count == share < waited
         elif batch.released == "drained":
             assert count == waited
+        elif batch.released == "preferred":
+            assert count < min(self.scheduler.max_batch_size, share)
         else:
             assert count < waited
             assert batch.released == "padding" or self.scheduler.max_batch_tokens
 
     def check_full(self, batch: Batch) -> None:
-        """No later arrival, not even the shortest, would have joined."""
-        more = batch.longest * (len(batch.entries) + 1)
-        assert len(batch.entries) == self.scheduler.max_batch_size or (
-            0 < self.scheduler.max_batch_tokens < more
+        """No later arrivals, not even the shortest, would have made a larger batch of it."""
+        count, preferred = len(batch.entries), self.scheduler.preferred
+        larger = count + 1
+        if count in preferred:
+            larger = min((size for size in preferred if size > count), default=10**6)
+        assert larger > self.scheduler.max_batch_size or (
+            0 < self.scheduler.max_batch_tokens < batch.longest * larger
         )
 
     @invariant()
@@ -364,3 +401,229 @@ def test_restored_items_take_their_old_place() -> None:
     again = scheduler.take()
     assert again is not None
     assert again.entries == (entries[1], entries[2])
+
+
+# Law 6: groups and preferred sizes.
+
+
+def test_groups_never_mix_and_each_keeps_its_order() -> None:
+    scheduler = Scheduler(8)
+    entries = filled(scheduler, [5] * 6, ["a", "b", "a", "b", None, "a"])
+    taken = [batch.entries for _ in range(3) if (batch := scheduler.take())]
+    assert taken == [
+        (entries[0], entries[2], entries[5]),
+        (entries[1], entries[3]),
+        (entries[4],),
+    ]
+
+
+def test_equal_groups_need_not_be_the_same_object() -> None:
+    scheduler = Scheduler(8)
+    shapes = [(3, side, side) for side in (224, 224, 112)]
+    filled(scheduler, [1, 1, 1], shapes)
+    assert sizes(scheduler) == [2, 1]
+
+
+def test_another_group_closes_a_batch_as_padding_does() -> None:
+    scheduler = Scheduler(8)
+    filled(scheduler, [1, 1, 1], ["a", "b", "a"])
+    batch = scheduler.take()
+    assert batch is not None
+    assert (len(batch.entries), batch.released) == (2, "padding")
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_an_item_of_another_group_is_overtaken_so_often_and_no_more(most: int) -> None:
+    scheduler = Scheduler(2, max_overtakes=most)
+    ahead = [f"pair {n}" for n in range(5)]
+    # Each of the first five finds its like only behind the odd one.
+    entries = filled(scheduler, [1] * 11, [*ahead, "odd", *ahead])
+    found = [batch.entries for _ in range(6) if (batch := scheduler.take())]
+    pairs = [(entries[n], entries[n + 6]) for n in range(most)]
+    singles = [(entries[n],) for n in range(most, 5)]
+    assert found == [*pairs, *singles, (entries[5],)]
+
+
+@given(
+    st.lists(st.sampled_from("ab"), min_size=1, max_size=30),
+    st.integers(1, 8),
+    st.integers(0, 3),
+    st.lists(st.integers(1, 9), max_size=3),
+)
+@settings(deadline=None)
+def test_whatever_the_groups_everything_comes_out_once(
+    groups: list[str], size: int, overtakes: int, preferred: list[int]
+) -> None:
+    scheduler = Scheduler(size, max_overtakes=overtakes, preferred=preferred)
+    entries = filled(scheduler, [1] * len(groups), groups)
+    found: list[Entry] = []
+    while batch := scheduler.take():
+        assert len({one.group for one in batch.entries}) == 1
+        found.extend(batch.entries)
+    assert sorted(one.order for one in found) == [one.order for one in entries]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "preferred", "expected"),
+    [
+        (7, (), [7]),
+        (7, (4,), [4, 3]),
+        (7, (4, 2), [4, 2, 1]),
+        (7, (2, 4), [4, 2, 1]),
+        (7, (7,), [7]),
+        (7, (1,), [1] * 7),
+        (7, (8, 16), [7]),
+        (20, (4, 8), [8, 8, 4]),
+    ],
+)
+def test_a_batch_is_cut_to_the_largest_preferred_size_that_it_fills(
+    waiting: int, preferred: tuple[int, ...], expected: list[int]
+) -> None:
+    scheduler = Scheduler(10, preferred=preferred)
+    filled(scheduler, [3] * waiting)
+    assert sizes(scheduler) == expected
+
+
+def test_a_batch_that_is_cut_says_so_and_one_that_is_not_says_why_it_ended() -> None:
+    scheduler = Scheduler(8, preferred=(4,))
+    filled(scheduler, [1] * 6)
+    batches = [batch for _ in range(2) if (batch := scheduler.take())]
+    assert [batch.released for batch in batches] == ["preferred", "drained"]
+
+
+def test_what_is_cut_off_is_what_fits_least() -> None:
+    scheduler = Scheduler(8, preferred=(3,), cost=cost_of(1.0, 0.001))
+    filled(scheduler, [50, 90, 10, 49, 51])
+    assert lengths(scheduler.take()) == [50, 49, 51]
+    assert sorted(lengths(scheduler.take())) == [10, 90]
+
+
+def test_what_is_cut_off_waits_in_its_old_place_and_was_overtaken_by_nobody_new() -> None:
+    scheduler = Scheduler(8, max_overtakes=0, preferred=(2,), cost=cost_of(1.0, 0.001))
+    entries = filled(scheduler, [10, 500, 10, 10])
+    taken = [batch.entries for _ in range(2) if (batch := scheduler.take())]
+    assert taken == [tuple(entries[:2]), tuple(entries[2:])]
+
+
+@given(
+    st.lists(LENGTHS, min_size=1, max_size=40),
+    st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    st.integers(0, 2),
+    st.integers(1, 3),
+)
+@settings(deadline=None)
+def test_cutting_leaves_nobody_overtaken_more_often(
+    found: list[int], preferred: list[int], overtakes: int, free: int
+) -> None:
+    scheduler = Scheduler(12, 0, overtakes, cost_of(0.01, 0.001), preferred)
+    overtaken = {id(one): 0 for one in filled(scheduler, found)}
+    while batch := scheduler.take(free):
+        last = max(one.order for one in batch.entries)
+        for order, one in scheduler._waiting:
+            if order < last:
+                overtaken[id(one)] += 1
+                assert overtaken[id(one)] <= overtakes
+
+
+@pytest.mark.parametrize("waiting", [5, 6, 20])
+@pytest.mark.xfail(strict=True, reason="a batch that is cut never counts as full")
+def test_a_batch_cut_to_the_largest_preferred_size_cannot_become_fuller(waiting: int) -> None:
+    """However many come, 4 is what a batch of at most 6 is cut to: nothing is waited for."""
+    scheduler = Scheduler(6, preferred=(4,))
+    filled(scheduler, [1] * waiting)
+    batch = scheduler.take(full_only=True)
+    assert batch is not None
+    assert len(batch.entries) == 4
+
+
+# What expires, although only a bound of the soonest deadline is kept.
+
+
+class Expiring(RuleBasedStateMachine):
+    """Deadlines that come and go in any order, beside a plain list that is looked through whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(3)
+        self.waiting: list[Entry] = []
+        self.away: list[Entry] = []
+        self.now = 0.0
+        self.arrivals = 0
+
+    @rule(left_s=st.sampled_from([-2.0, 0.0, 1.0, 1.0, 2.0, 5.0, NEVER]))
+    def push(self, left_s: float) -> None:
+        """An item comes, perhaps one whose deadline has passed."""
+        self.arrivals += 1
+        one = entry(self.arrivals, deadline=self.now + left_s)
+        self.scheduler.push(one)
+        self.waiting.append(one)
+
+    @rule(pick=st.randoms(use_true_random=False))
+    @precondition(lambda self: self.waiting)
+    def remove(self, pick: Any) -> None:
+        """An item leaves, perhaps the one with the soonest deadline."""
+        one = pick.choice(self.waiting)
+        assert self.scheduler.remove(one)
+        self.waiting.remove(one)
+
+    @rule()
+    @precondition(lambda self: self.waiting)
+    def take(self) -> None:
+        """Some go into a batch."""
+        batch = self.scheduler.take()
+        assert batch is not None
+        self.away = list(batch.entries)
+        self.waiting = [one for one in self.waiting if one not in self.away]
+
+    @rule()
+    @precondition(lambda self: self.away)
+    def restore(self) -> None:
+        """They come back, perhaps after their deadlines."""
+        self.scheduler.restore(self.away)
+        self.waiting += self.away
+        self.away = []
+
+    @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 3.0]))
+    def expire(self, seconds: float) -> None:
+        """Time passes; exactly what is over is given up, and once."""
+        self.now += seconds
+        dead = [one for one in self.waiting if one.deadline <= self.now]
+        found = self.scheduler.expire(self.now)
+        assert sorted(one.order for one in found) == sorted(one.order for one in dead)
+        assert all(one in dead for one in found)
+        assert self.scheduler.expire(self.now) == []
+        self.waiting = [one for one in self.waiting if one not in dead]
+
+    @invariant()
+    def as_many_wait(self) -> None:
+        """Nothing is lost or kept that should not be."""
+        assert len(self.scheduler) == len(self.waiting)
+
+
+Expiring.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestExpiring = Expiring.TestCase
+
+
+def test_what_comes_back_after_its_deadline_expires() -> None:
+    scheduler = Scheduler(2)
+    first, second = entry(1, deadline=5.0), entry(2, deadline=9.0)
+    for one in (first, second):
+        scheduler.push(one)
+    assert scheduler.take() is not None
+    assert scheduler.expire(7.0) == []
+    scheduler.restore([first, second])
+    assert scheduler.expire(7.0) == [first]
+    assert scheduler.expire(9.0) == [second]
+
+
+def test_the_soonest_that_left_hides_no_other() -> None:
+    scheduler = Scheduler(2)
+    first, second, third = (entry(n, deadline=float(n)) for n in (1, 2, 3))
+    for one in (third, first, second):
+        scheduler.push(one)
+    scheduler.remove(first)
+    assert scheduler.expire(1.5) == []
+    assert scheduler.expire(2.0) == [second]
+    scheduler.push(fourth := entry(4, deadline=2.5))
+    assert scheduler.expire(2.5) == [fourth]
+    assert scheduler.expire(3.0) == [third]

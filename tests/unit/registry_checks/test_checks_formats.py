@@ -11,6 +11,8 @@ from onnx import TensorProto, helper
 from services.registry.checks import Policy, Report, check, contents, pickles
 from services.registry.checks.gguf_types import BLOCKS
 from services.registry.checks.onnx_shapes import BITS
+from services.registry.converters import signature_out
+from services.registry.readers import signature_in
 from services.registry.resources import TensorRecord
 from tests.unit.registry_checks.corpus import (
     EXPORT,
@@ -201,6 +203,35 @@ def test_the_signature_names_inputs_and_outputs(tmp_path: Path) -> None:
         TensorRecord(name="y", datatype="BYTES", shape=(3,)),
         TensorRecord(name="z", datatype="BF16", shape=()),
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "max_tokens"),
+    [
+        ("{kind: float_features, max_tokens: 7}", "float_features", 0),
+        ("{kind: image, image: {width: 4, height: 4}}", "image", 0),
+        ("{kind: tensors}", "tensors", 0),
+        ("{kind: text, max_tokens: 7}", "text", 7),
+        ("{kind: text_pair, max_tokens: 7}", "text_pair", 7),
+    ],
+)
+def test_the_signature_names_what_callers_send(
+    tmp_path: Path, said: str, kind: str, max_tokens: int
+) -> None:
+    manifest = MANIFEST.replace(b"{kind: float_features}", said.encode())
+    found = report(tmp_path, {"model.yaml": manifest, "model.onnx": onnx_file()})
+    assert found.rejections == ()
+    assert found.signature is not None
+    assert (found.signature.input_kinds, found.signature.max_tokens) == ((kind,), max_tokens)
+    assert signature_in(signature_out(found.signature)) == found.signature
+
+
+def test_an_image_model_says_how_large_images_are(tmp_path: Path) -> None:
+    for said in (b"{kind: image}", b"{kind: tensors, image: {width: 4, height: 4}}"):
+        manifest = MANIFEST.replace(b"{kind: float_features}", said)
+        found = report(tmp_path, {"model.yaml": manifest, "model.onnx": onnx_file()})
+        assert [(r.path, r.rule) for r in found.rejections] == [("model.yaml", "manifest")]
+        assert "image is" in found.rejections[0].message
 
 
 @pytest.mark.parametrize(

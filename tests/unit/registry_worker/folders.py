@@ -42,6 +42,28 @@ def linear(folder: Path, weights: Any, gives: str = "logits", **manifest: Any) -
     return folder
 
 
+def two_tensors(folder: Path, **manifest: Any) -> Path:
+    """A folder whose model gives the mean over each column of a table, times a weight."""
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["table"], ["means"], axes=[1], keepdims=0),
+            helper.make_node("Mul", ["means", "weight"], ["logits"]),
+        ],
+        "two_tensors",
+        [
+            helper.make_tensor_value_info("table", TensorProto.FLOAT, ["n", "rows", 3]),
+            helper.make_tensor_value_info("weight", TensorProto.FLOAT, ["n", 1]),
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(folder / "model.onnx"))
+    declare(folder, **{"input": {"kind": "tensors"}, **manifest})
+    return folder
+
+
 def declare(folder: Path, **fields: Any) -> None:
     """Write `model.yaml`; a vector model of three labels unless told otherwise."""
     least = {

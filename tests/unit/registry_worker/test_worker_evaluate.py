@@ -1,6 +1,7 @@
 """An evaluation says what scikit-learn and the models' own evaluation say, or names the line."""
 
 import asyncio
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from services.runtime.errors import FailedPrecondition, InvalidRequest
 from services.work import evaluate as module
 from services.work.evaluate import evaluate
 from tests.harness import soon
-from tests.unit.registry_worker.folders import LABELS, Heard, built, linear, lines
+from tests.unit.inference.pictures import by_channel, coloured, file
+from tests.unit.registry_worker.folders import LABELS, Heard, built, linear, lines, two_tensors
 
 IDENTITY = np.eye(3)
 SENTENCES = tuple(
@@ -129,6 +131,36 @@ def open_session_of(folder: Path) -> Any:
     return open_session(onnx.load(folder / "model.onnx"))
 
 
+async def test_an_image_model(tmp_path: Path) -> None:
+    folder = by_channel(tmp_path / "m")
+    rows = []
+    for index, label in enumerate(("red", "green", "blue")):
+        pixels = coloured(40, 30) // 4
+        pixels[..., index] += 150
+        rows += [
+            {"image": base64.b64encode(file(pixels, kind)).decode(), "label": label}
+            for kind in ("PNG", "JPEG", "WEBP")
+        ]
+    rows.append({"image": base64.b64encode(b"no image").decode(), "label": "red"})
+    found = await soon(evaluate(folder, lines(tmp_path / "d", *rows), "", Heard()))
+    assert (found["examples"], found["errors"], found["accuracy"]) == (10, 1, 1.0)
+
+
+async def test_a_model_of_tensors(tmp_path: Path) -> None:
+    """Of several shapes, which cannot share a batch."""
+    folder, rows = two_tensors(tmp_path / "m"), []
+    for index in range(30):
+        table = np.zeros((1 + index % 4, 3))
+        table[:, index % 3] = 9
+        said = {
+            "table": {"datatype": "FP32", "shape": table.shape, "data": table.ravel().tolist()},
+            "weight": {"datatype": "FP32", "shape": [1], "data": [1]},
+        }
+        rows.append({"tensors": said, "label": LABELS[index % 3]})
+    found = await soon(evaluate(folder, lines(tmp_path / "d", *rows), "", Heard()))
+    assert (found["examples"], found["errors"], found["accuracy"]) == (30, 0, 1.0)
+
+
 async def test_items_that_are_refused_are_counted(tmp_path: Path) -> None:
     data = lines(
         tmp_path / "d",
@@ -151,6 +183,7 @@ async def test_items_that_are_refused_are_counted(tmp_path: Path) -> None:
         ({"features": [1, 0, 0], "label": True}, "line 2: a label is a name or an index"),
         ({"features": [1, 0, 0], "label": -1}, "line 2: label -1 is none"),
         ({"features": [1, 0, 0]}, 'line 2: needs a "label"'),
+        ({"features": [1, 0, 0], "probabilities": [1, 0, 0]}, 'line 2: needs a "label"'),
         ({"features": ["1"], "label": 1}, "line 2: features must be numbers"),
         ({"features": [10**400], "label": 1}, "line 2: has a number without bounds"),
         ({"pair": "x", "label": 1}, 'line 2: needs "text"'),

@@ -17,7 +17,8 @@ from services.runtime.errors import (
 )
 from services.work import warm as module
 from services.work.warm import warm
-from tests.unit.registry_worker.folders import built, declare, linear
+from tests.unit.inference.pictures import by_channel
+from tests.unit.registry_worker.folders import built, declare, linear, two_tensors
 
 
 def warmed(folder: Path) -> Any:
@@ -37,6 +38,18 @@ def test_a_text_model() -> None:
     names = [spec.name for spec in found.inputs]
     assert names == ["input_ids", "attention_mask", "token_type_ids"]
     assert found.labels_width == 2
+
+
+def test_an_image_model(tmp_path: Path) -> None:
+    found = warmed(by_channel(tmp_path))
+    assert found.inputs == [TensorSpec("pixels", "FP32", (-1, 3, 20, 30))]
+    assert found.labels_width == 3
+
+
+def test_a_model_of_tensors(tmp_path: Path) -> None:
+    found = warmed(two_tensors(tmp_path))
+    assert [spec.name for spec in found.inputs] == ["table", "weight"]
+    assert found.labels_width == 3
 
 
 def test_more_tokens_than_the_model_has_positions(tmp_path: Path) -> None:
@@ -68,6 +81,7 @@ def test_answers_must_be_finite(tmp_path: Path) -> None:
     [
         ({"backend": "pytorch"}, "torch"),
         ({"backend": "onnxruntime"}, "onnxruntime"),
+        ({"backend": "onnxruntime"}, "PIL"),
         ({"backend": None, "task": "generation", "engine": "vllm"}, "vllm"),
         ({"backend": None, "task": "generation", "engine": "openvino-genai"}, "openvino_genai"),
     ],

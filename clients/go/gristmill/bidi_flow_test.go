@@ -1,0 +1,249 @@
+package gristmill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	errorsv1 "github.com/gristmill/gristmill/generated/go/gristmill/errors/v1"
+)
+
+// fill sends a whole window in one message.
+func fill(t *testing.T, stream *ClassifyBidiStream) {
+	t.Helper()
+	items := map[string]Item{}
+	for i := range windowItems {
+		items[strconv.Itoa(i)] = Text("x")
+	}
+	must(t, stream.SendMany(items))
+}
+
+// sendLate sends one item more in another goroutine, which will wait.
+func sendLate(stream *ClassifyBidiStream) <-chan error {
+	sent := make(chan error, 1)
+	go func() { sent <- stream.Send("late", Text("x")) }()
+	return sent
+}
+
+func soon(t *testing.T, sent <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-sent:
+		return err
+	case <-time.After(10 * time.Second):
+		t.Fatal("the send waits for ever")
+		return nil
+	}
+}
+
+func TestBidiTakesAWindowBeforeAnythingIsReceived(t *testing.T) {
+	stream := openBidi(t, (&bidiLog{}).answering(forever))
+	for i := range windowItems {
+		must(t, stream.Send(strconv.Itoa(i), Text("x")))
+	}
+	must(t, stream.CloseSend())
+	count := 0
+	for _, err := range stream.Predictions() {
+		must(t, err)
+		count++
+	}
+	if count != windowItems {
+		t.Errorf("got %d", count)
+	}
+}
+
+func TestBidiSendWaitsNoLongerThanItsItemHas(t *testing.T) {
+	stream := openBidi(t, (&bidiLog{}).answering(forever))
+	fill(t, stream)
+	err := stream.Send("late", Text("x"), WithItemTimeout(20*time.Millisecond))
+	if !IsDeadlineExceeded(err) || !strings.Contains(err.Error(), "nothing was sent") || len(stream.Pending()) != windowItems {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestBidiReceivingLetsAWaitingSendGo(t *testing.T) {
+	stream := openBidi(t, (&bidiLog{}).answering(forever))
+	fill(t, stream)
+	sent := sendLate(stream)
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	must(t, soon(t, sent))
+	if got := stream.Pending(); len(got) != windowItems || got[windowItems-1] != "late" {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestBidiEndWakesAWaitingSend(t *testing.T) {
+	hold := make(chan struct{})
+	stream := openBidi(t, &classifierFake{bidi: func(stream bidiServer) error {
+		<-hold
+		return refusal(stream.Context(), codes.InvalidArgument, "INVALID_FIELD")
+	}})
+	fill(t, stream)
+	sent := sendLate(stream)
+	close(hold)
+	if _, err := stream.Recv(); !IsInvalid(err) {
+		t.Fatal(err)
+	}
+	if err := soon(t, sent); !errors.Is(err, io.EOF) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// endlessBidi reads one message and then works until the call is cancelled,
+// which it reports.
+func endlessBidi(cancelled chan<- struct{}) *classifierFake {
+	return &classifierFake{bidi: func(stream bidiServer) error {
+		stream.Recv()
+		<-stream.Context().Done()
+		close(cancelled)
+		return nil
+	}}
+}
+
+func TestBidiCloseCancelsTheServersCall(t *testing.T) {
+	cancelled := make(chan struct{})
+	stream := openBidi(t, endlessBidi(cancelled))
+	fill(t, stream)
+	sent := sendLate(stream)
+	stream.Close()
+	stream.Close()
+	expectCancelled(t, cancelled)
+	if err := soon(t, sent); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := stream.Recv(); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if len(stream.Pending()) != windowItems {
+		t.Errorf("pending %v", stream.Pending())
+	}
+}
+
+func TestBidiLeavingTheRangeCancelsTheServersCall(t *testing.T) {
+	cancelled := make(chan struct{})
+	stream := openBidi(t, &classifierFake{bidi: func(stream bidiServer) error {
+		request, _ := stream.Recv()
+		stream.Send(answersTo(request))
+		return endlessBidi(cancelled).bidi(stream)
+	}})
+	must(t, stream.Send("a", Text("x")))
+	for range stream.Predictions() {
+		break
+	}
+	expectCancelled(t, cancelled)
+}
+
+func TestBidiLastsAsLongAsItsContext(t *testing.T) {
+	for name, c := range map[string]struct {
+		ctx  func() (context.Context, context.CancelFunc)
+		want error
+	}{
+		"cancelled": {func() (context.Context, context.CancelFunc) {
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(20*time.Millisecond, cancel)
+			return ctx, cancel
+		}, context.Canceled},
+		"late": {func() (context.Context, context.CancelFunc) {
+			return context.WithTimeout(t.Context(), 20*time.Millisecond)
+		}, context.DeadlineExceeded},
+	} {
+		cancelled := make(chan struct{})
+		ctx, cancel := c.ctx()
+		stream := openBidiOf(t, serve(t, endlessBidi(cancelled), nil, nil), ctx)
+		must(t, stream.Send("a", Text("x")))
+		if _, err := stream.Recv(); !errors.Is(err, c.want) {
+			t.Errorf("%s: got %v", name, err)
+		}
+		cancel()
+	}
+}
+
+func TestBidiTakesItemsOfSeveralGoroutines(t *testing.T) {
+	log := &bidiLog{}
+	stream := openBidi(t, log.answering(forever))
+	var senders sync.WaitGroup
+	for sender := range 8 {
+		senders.Go(func() {
+			for i := range 100 {
+				id := fmt.Sprintf("%d.%d", sender, i)
+				items := map[string]Item{id: Text("x"), id + " too": Text("y")}
+				if err := stream.SendMany(items, WithModel(fmt.Sprintf("m%d", sender)), WithTopK(uint32(sender+1))); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	go func() { senders.Wait(); stream.CloseSend() }()
+	seen := map[string]bool{}
+	for p, err := range stream.Predictions() {
+		must(t, err)
+		seen[p.ID] = true
+	}
+	if len(seen) != 1600 || len(stream.Pending()) != 0 {
+		t.Errorf("got %d, pending %v", len(seen), stream.Pending())
+	}
+	for id, got := range log.asked {
+		sender, _ := strconv.Atoi(id[:1])
+		if got.model.GetModel() != "m"+id[:1] || got.options.GetTopK() != uint32(sender+1) {
+			t.Errorf("%s: got %v", id, got)
+		}
+	}
+}
+
+func TestBidiLosesNothingWhenAServerDrains(t *testing.T) {
+	for range 20 {
+		log := &bidiLog{}
+		stream := openBidi(t, log.answering(func(count int) error {
+			if count == 50 {
+				return refusal(nil, codes.Unavailable, "DRAINING")
+			}
+			return nil
+		}))
+		shares := make([][]string, 4)
+		var senders sync.WaitGroup
+		for sender := range shares {
+			senders.Go(func() {
+				for i := 0; ; i++ {
+					id := fmt.Sprintf("%d.%d", sender, i)
+					err := stream.Send(id, Text("x"))
+					if err == nil || slices.Contains(stream.Pending(), id) {
+						shares[sender] = append(shares[sender], id)
+					}
+					if errors.Is(err, io.EOF) {
+						return
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		var found []string
+		var last error
+		for p, err := range stream.Predictions() {
+			if last = err; err == nil {
+				found = append(found, p.ID)
+			}
+		}
+		senders.Wait()
+		if !IsUnavailable(last) || !HasReason(last, errorsv1.ErrorReason_ERROR_REASON_DRAINING) || len(found) != 50 {
+			t.Errorf("got %d, %v", len(found), last)
+		}
+		sent, known := slices.Sorted(slices.Values(slices.Concat(shares...))), slices.Concat(found, stream.Pending())
+		if slices.Sort(known); !slices.Equal(sent, known) {
+			t.Errorf("sent %d, answered or pending %d", len(sent), len(known))
+		}
+	}
+}
