@@ -49,16 +49,21 @@ def why(
 
 def known(
     catalog: Catalog, task: str, wanted: Wanted, loaded: Mapping[Key, Loaded[RunnerT]]
-) -> VersionEntry:
-    """The registry's version that a reference means, loaded or not; raises where it has none."""
+) -> list[VersionEntry]:
+    """The registry's versions that a reference means, loaded or not; raises where it has none.
+
+    A model alone means what its traffic policy gives calls to, else what its alias `live` means.
+    """
     entry = catalog.models.get(wanted.model)
     if entry is None:
         raise NotFound(f"the registry has no model {wanted.model!r}")
     if entry.task != task:
         raise why(catalog, task, wanted, loaded)
-    version = wanted.version or entry.aliases.get(wanted.alias or LIVE, 0)
-    found = entry.versions.get(version)
-    if found is None:
+    numbers = [wanted.version or entry.aliases.get(wanted.alias or LIVE, 0)]
+    if entry.policy is not None and not wanted.version and not wanted.alias:
+        numbers = entry.policy.versions(entry.aliases)
+    found = [entry.versions[number] for number in numbers if number in entry.versions]
+    if not found:
         raise NotFound(
             f"{wanted.model} has no ready version for this reference", reason=VERSION_NOT_FOUND
         )

@@ -127,6 +127,11 @@ class Batcher:
             for instance in instances
         ]
 
+    @property
+    def instances(self) -> int:
+        """How many batches run at once."""
+        return len(self._workers)
+
     async def submit(
         self,
         items: Sequence[Encoded],

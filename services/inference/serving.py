@@ -102,22 +102,34 @@ class Serving(Generic[RunnerT]):
         self._settle()
 
     async def load(self, wanted: Wanted) -> Loaded[RunnerT]:
-        """Load by hand; returns when ready, raises why not."""
-        entry = self._known(wanted)
+        """Load by hand what a reference means; returns one when all are ready, raises why not."""
+        known = absence.known(self._catalog, self._task, wanted, self._loaded)
+        model = known[0].model
+        if not wanted.version and not wanted.alias:
+            self._put_away = {key for key in self._put_away if key[0] != model}
+        self._put_away -= {(model, 0), *((model, entry.version) for entry in known)}
+        loading = [self._begin(entry) for entry in known]
+        for loaded in loading:
+            await loaded.tried.wait()
+        self._settle()
+        for loaded in loading:
+            if loaded.state != "ready":
+                raise ModelNotReady(
+                    f"{model} version {loaded.entry.version}: {loaded.reason}",
+                    metadata={"state": loaded.state},
+                )
+        return loading[0]
+
+    def _begin(self, entry: VersionEntry) -> Loaded[RunnerT]:
+        """The version, being loaded where it is not; nothing may point to it, and it stays."""
         key = (entry.model, entry.version)
-        self._put_away -= {key, (entry.model, 0)}
         loaded = self._loaded.get(key)
         if loaded is None or loaded.state in ("failed", "unloaded"):
-            loaded = self._loaded[key] = Loaded(entry, by_hand=True)
+            pointed_at = self._catalog.models[entry.model].pointed_at(shadows=self._shadows)
+            by_hand = entry.version not in pointed_at
+            loaded = self._loaded[key] = Loaded(entry, by_hand=by_hand)
             # A task of its own: a caller that gives up must not leave it half loaded.
             self._spawn(self._load(loaded))
-        await loaded.tried.wait()
-        self._settle()
-        if loaded.state != "ready":
-            raise ModelNotReady(
-                f"{entry.model} version {entry.version}: {loaded.reason}",
-                metadata={"state": loaded.state},
-            )
         return loaded
 
     async def unload(self, wanted: Wanted) -> None:
@@ -182,10 +194,6 @@ class Serving(Generic[RunnerT]):
         if self._closing:
             return Draining("this server is shutting down")
         return absence.why(self._catalog, self._task, wanted, self._loaded)
-
-    def _known(self, wanted: Wanted) -> VersionEntry:
-        """The version of the registry that a load by hand means, or its absence."""
-        return absence.known(self._catalog, self._task, wanted, self._loaded)
 
     async def _load(self, loaded: Loaded[RunnerT]) -> None:
         entry, started = loaded.entry, time.monotonic()

@@ -184,21 +184,30 @@ def hold(before: list[float], during: list[float]) -> str:
     return said
 
 
-def hold_footprint(first: Footprint, second: Footprint) -> str:
-    """A second wave must leave no more behind than the first; says what was seen."""
-    said = f"{first} then {second}"
-    assert second.files <= first.files + LEFT_FILES, said
-    assert second.resident_mib <= first.resident_mib + LEFT_MIB, said
-    grown = second.resident_mib - first.resident_mib
-    return f"{second.files - first.files:+d} files, {grown:+.1f} MiB"
+def hold_footprint(waves: list[Footprint]) -> str:
+    """Later waves must leave no more behind than the first; says what was seen.
+
+    Memory that is given back comes and goes by tens of MiB, as the allocator finds it; a leak does
+    not go.
+    """
+    first, later = waves[0], waves[1:]
+    files = min(one.files for one in later) - first.files
+    grown = min(one.resident_mib for one in later) - first.resident_mib
+    assert files <= LEFT_FILES, waves
+    assert grown <= LEFT_MIB, waves
+    return f"{files:+d} files, {grown:+.1f} MiB"
 
 
 READERS = {"stream": (40, 500), "bidi": (12, 3000)}
 """Streams and items: of the first more than any pool of threads has."""
+LONG = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 
+@pytest.mark.parametrize("waves", [3, pytest.param(20, marks=LONG)])
 @pytest.mark.parametrize("manner", READERS)
-async def test_clients_that_do_not_read_hold_up_nobody(running: Pair, manner: str) -> None:
+async def test_clients_that_do_not_read_hold_up_nobody(
+    running: Pair, manner: str, waves: int
+) -> None:
     """Neither callers of any shape, nor a model that comes or goes."""
     streams, items = READERS[manner]
     footprints = []
@@ -206,7 +215,7 @@ async def test_clients_that_do_not_read_hold_up_nobody(running: Pair, manner: st
         neighbour = Neighbour(channel)
         await neighbour.latencies()
         before = await neighbour.latencies()
-        for _ in range(2):
+        for _ in range(waves):
             async with bad_client(running, manner, streams, 2, items):
                 await in_flight(running, streams)
                 await settled(running)
@@ -216,7 +225,7 @@ async def test_clients_that_do_not_read_hold_up_nobody(running: Pair, manner: st
                 await neighbour.load_and_unload()
                 assert await running.metric("gristmill_calls_in_flight") == streams
             footprints.append(await all_gone(running))
-        left = hold_footprint(*footprints)
+        left = hold_footprint(footprints)
     FIGURES.append(f"{streams} {manner} clients that do not read: {said}; left: {left}")
 
 
@@ -245,7 +254,7 @@ async def test_two_thousand_idle_streams_hold_up_nobody(running: Pair) -> None:
                 said = hold(before, during)
                 await neighbour.stream()
             footprints.append(await all_gone(running))
-        left = hold_footprint(*footprints)
+        left = hold_footprint(footprints)
     FIGURES.append(
         f"2000 idle streams: {open_.files} files and {open_.resident_mib:.0f} MiB while open; "
         f"{said}; left: {left}"
@@ -290,7 +299,7 @@ async def test_clients_that_are_killed_leave_nothing_behind(slow: Watched, tmp_p
             footprints.append(footprint)
             ends = await slow.metric("gristmill_items_total", outcome="cancelled")
             assert ends > (wave + 1) * items / 4, "two clients a wave"
-        left = hold_footprint(footprints[0], footprints[-1])
+        left = hold_footprint(footprints)
     FIGURES.append(f"clients killed in mid-stream: left by two more waves: {left}")
 
 

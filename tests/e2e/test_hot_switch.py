@@ -29,7 +29,7 @@ from tests.harness import error_info, failure, health_list, reason
 from tests.unit.registry_worker.folders import linear, lines
 
 VERSIONS = 5
-WARM_MOVES, MOVES = 20, 100
+WARM_MOVES = 20
 BURST_EVERY = 10
 """Every so many moves, several are made without waiting for the first."""
 GROWTH_MIB = 30.0
@@ -181,42 +181,47 @@ async def move(client: AsyncClient, callers: Callers, moves: Moves, targets: lis
         moves.over[index] = seen.ended
 
 
-async def test_a_hundred_moves_under_load_fail_no_call(running: Pair, tmp_path: Path) -> None:
-    moves, resident = Moves(), {}
+@pytest.mark.parametrize(
+    "count", [100, pytest.param(2000, marks=[pytest.mark.soak, pytest.mark.timeout(1200)])]
+)
+async def test_many_moves_under_load_fail_no_call(
+    running: Pair, count: int, tmp_path: Path
+) -> None:
+    moves, resident, model = Moves(), {}, f"moved-{count}"
     async with running.client() as client, running.connect() as channel:
         for number in range(1, VERSIONS + 1):
-            pushed = await client.models.push(variant(tmp_path, number, "moved"))
+            pushed = await client.models.push(variant(tmp_path, number, model))
             assert pushed.version == number
         moves.begun.append((time.monotonic(), 1))
-        await client.models.promote("moved", 1)
-        await running.serves("models/moved")
+        await client.models.promote(model, 1)
+        await running.serves(f"models/{model}")
         started = time.monotonic()
-        async with Callers(channel, "moved").at_work() as callers:
+        async with Callers(channel, model).at_work() as callers:
             await callers.first(1, started)
             order = itertools.cycle([2, 3, 1, 5, 4])
-            while len(moves.begun) <= MOVES:
+            while len(moves.begun) <= count:
                 burst = 3 if len(moves.begun) % BURST_EVERY == 0 else 1
                 await move(client, callers, moves, [next(order) for _ in range(burst)])
                 if len(moves.begun) > WARM_MOVES:
                     resident.setdefault(WARM_MOVES, running.resident_mib)
-            resident[MOVES] = running.resident_mib
+            resident[count] = running.resident_mib
         took_s = time.monotonic() - started
         assert callers.failed == []
         wrong = [one for one in callers.seen if not moves.allows(one)]
         assert wrong == [], moves
         assert {one.version for one in callers.seen} == set(range(1, VERSIONS + 1))
         last = moves.begun[-1][1]
-        await until(lambda: _only(running, channel, "moved", last))
+        await until(lambda: _only(running, channel, model, last))
         states = {s: await running.metric("gristmill_model_versions", state=s) for s in STATES}
         assert states == {"ready": 1, "loading": 0, "draining": 0, "failed": 0, "unloaded": 0}
-        assert await running.metric("gristmill_model_load_failures_total", model="moved") == 0
+        assert await running.metric("gristmill_model_load_failures_total", model=model) == 0
         names = {name for name in await health_list(channel) if "/versions/" in name}
-        assert names == {f"models/moved/versions/{last}"}
-        growth = resident[MOVES] - resident[WARM_MOVES]
+        assert names == {f"models/{model}/versions/{last}"}
+        growth = resident[count] - resident[WARM_MOVES]
         FIGURES.append(
             f"hot switch: {len(moves.begun) - 1} moves in {took_s:.1f} s under "
             f"{len(callers.seen)} answers, none failed; memory {resident[WARM_MOVES]:.0f} MiB "
-            f"after {WARM_MOVES} moves, {growth:+.1f} MiB after {MOVES}"
+            f"after {WARM_MOVES} moves, {growth:+.1f} MiB after {count}"
         )
         assert growth < GROWTH_MIB
 

@@ -17,10 +17,6 @@ from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2, res
 from gristmill.registry.v1 import model_pb2
 
 from services.classifier.classifier import Classifier
-from services.classifier.oip.contract import SERVICE as OIP
-from services.classifier.oip.contract import method_handlers
-from services.classifier.oip.contract import pb as oip
-from services.classifier.oip.servicer import NotBuilt
 from services.classifier.servicer import ClassifierServicer
 from services.classifier.starter import Starter
 from services.classifier.traffic import Traffic
@@ -107,7 +103,6 @@ async def rig(
     servicer = world.servicer
     service = classifier(
         servicer,
-        handlers={OIP.full_name: method_handlers(NotBuilt())},
         on_close=[world.close],
     )
     async with serve(service, transport) as served:
@@ -477,23 +472,6 @@ async def test_versions_change_without_a_failed_call(transport: str, tmp_path: P
         for version in range(1, 6):
             counts = r.world.runner("m", version).batcher.counts
             assert counts.submitted == counts.completed
-
-
-# What the contract has and this server has not yet.
-
-
-async def test_the_open_inference_protocol_is_not_built(transport: str, tmp_path: Path) -> None:
-    async with rig(transport, tmp_path) as r:
-        for method, asked in (
-            ("ServerLive", oip.ServerLiveRequest()),
-            ("ModelReady", oip.ModelReadyRequest(name="m")),
-            ("ModelInfer", oip.ModelInferRequest(model_name="m")),
-        ):
-            call = r.served.channel.unary_unary(
-                f"/{OIP.full_name}/{method}", request_serializer=type(asked).SerializeToString
-            )
-            error = await failure(call(asked))
-            assert (error.code(), reason(error)) == (Code.UNIMPLEMENTED, "NOT_IMPLEMENTED")
 
 
 # The real thing.

@@ -29,6 +29,8 @@ const (
 	maxItemTimeout = time.Hour
 )
 
+var errClosedSend = errors.New("gristmill: nothing can be sent after CloseSend")
+
 // ClassifyBidiStream sends items when one likes and receives the prediction of
 // each as soon as it is done, in any order. Any number of goroutines may send
 // while one receives. Close it, also after its end.
@@ -100,7 +102,7 @@ func (s *ClassifyBidiStream) SendMany(items map[string]Item, opts ...BidiOption)
 		for _, id := range ids {
 			s.window.leave(id)
 		}
-		return errors.New("gristmill: nothing can be sent after CloseSend")
+		return errClosedSend
 	}
 	model, options := request.Model, request.Options
 	if proto.Equal(model, s.model) {
@@ -116,6 +118,7 @@ func (s *ClassifyBidiStream) SendMany(items map[string]Item, opts ...BidiOption)
 // CloseSend says that nothing more will be sent: Recv gives io.EOF when all is
 // answered.
 func (s *ClassifyBidiStream) CloseSend() error {
+	s.window.shutFor(errClosedSend)
 	s.sending.Lock()
 	defer s.sending.Unlock()
 	s.closed = true
@@ -169,7 +172,7 @@ func (s *ClassifyBidiStream) Pending() []string { return s.window.ids() }
 func (s *ClassifyBidiStream) Close() { s.cancel() }
 
 func (s *ClassifyBidiStream) end(err error) {
-	s.window.end()
+	s.window.shutFor(io.EOF)
 	s.cancel()
 	s.failure = err
 	if left := len(s.window.ids()); errors.Is(err, io.EOF) && left > 0 {

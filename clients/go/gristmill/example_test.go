@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"time"
 
 	"github.com/gristmill/gristmill/clients/go/gristmill"
 )
@@ -43,6 +44,40 @@ func Example() {
 		fmt.Print(text)
 	}
 	fmt.Println("\n", stream.FinishReason(), stream.Usage().CompletionTokens, "tokens")
+}
+
+// One goroutine sends, another receives; each item has its own time and urgency.
+func ExampleClient_ClassifyBidi() {
+	client, err := gristmill.New()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	stream, err := client.ClassifyBidi(context.Background(), gristmill.WithModel("sentiment"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer stream.Close()
+	go func() {
+		defer stream.CloseSend()
+		for i, text := range []string{"I love it.", "I expected better."} {
+			err := stream.Send(fmt.Sprint(i), gristmill.Text(text), gristmill.WithItemTimeout(500*time.Millisecond), gristmill.WithPriority(1))
+			if err != nil {
+				return // the other side hears why
+			}
+		}
+	}()
+	for p, err := range stream.Predictions() {
+		if err != nil {
+			log.Fatalf("%v; no result of %v", err, stream.Pending())
+		}
+		if p.Err != nil { // this item failed alone
+			log.Print(p.ID, p.Err)
+			continue
+		}
+		fmt.Printf("%s: %s %.2f\n", p.ID, p.Label, p.Score)
+	}
 }
 
 // What a server refuses says why, and when to try again.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"slices"
 	"sync"
 	"time"
@@ -23,8 +22,8 @@ type window struct {
 	mu      sync.Mutex
 	pending map[string]uint64 // by when they were sent
 	sent    uint64
-	ended   bool
-	changed chan struct{} // closed, and replaced, when there may be room
+	shut    error         // why nothing goes in any more
+	changed chan struct{} // closed, and replaced, when somebody may go in or need not wait
 }
 
 func newWindow() *window {
@@ -32,8 +31,7 @@ func newWindow() *window {
 }
 
 // enter takes ids in, however many, while there is room for one. It waits for
-// room no longer than patience, if that is not 0, and than the context. io.EOF:
-// the stream has ended.
+// room no longer than patience, if that is not 0, and than the context.
 func (w *window) enter(ctx context.Context, ids []string, patience time.Duration) error {
 	var late <-chan time.Time
 	if patience > 0 {
@@ -61,8 +59,8 @@ func (w *window) enter(ctx context.Context, ids []string, patience time.Duration
 func (w *window) try(ids []string) (entered bool, changed <-chan struct{}, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.ended {
-		return false, nil, io.EOF
+	if w.shut != nil {
+		return false, nil, w.shut
 	}
 	if len(w.pending) >= windowItems {
 		return false, w.changed, nil
@@ -84,8 +82,8 @@ func (w *window) try(ids []string) (entered bool, changed <-chan struct{}, err e
 func (w *window) left(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.ended {
-		return io.EOF
+	if w.shut != nil {
+		return w.shut
 	}
 	return newError(status.FromContextError(ctx.Err()), "")
 }
@@ -97,11 +95,13 @@ func (w *window) leave(id string) {
 	w.tell()
 }
 
-// end lets nobody wait any more.
-func (w *window) end() {
+// shutFor lets nobody in any more, nor wait; the first reason holds.
+func (w *window) shutFor(reason error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.ended = true
+	if w.shut == nil {
+		w.shut = reason
+	}
 	w.tell()
 }
 

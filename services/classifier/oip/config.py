@@ -52,7 +52,7 @@ def config(target: Target, versions: Sequence[int], default_priority: int) -> co
     for spec in offered.outputs.values():
         found.output.add(name=spec.name, data_type=_type(spec), dims=spec.shape[1:])
     # How many there are was decided when the version was loaded; only the batcher knows it.
-    _add_instances(found, runner.backend.device, len(runner.batcher._workers))
+    _add_instances(found, runner.backend.device, runner.batcher.instances)
     for name, value in _more(target).items():
         found.parameters[name].string_value = value
     return found

@@ -10,7 +10,7 @@ from typing import Any
 from services.classifier.classifier import Classifier
 from services.classifier.oip import config as described
 from services.classifier.oip import statistics as counted
-from services.classifier.oip.contract import SERVICE, pb
+from services.classifier.oip.contract import pb
 from services.classifier.oip.inference import Inference, version_in
 from services.classifier.oip.repository import Repository
 from services.classifier.oip.stream import Stream
@@ -145,21 +145,3 @@ class InferenceServicer:
             for one in self._serving.models()
             if one.entry.model == model and one.state == "ready"
         ]
-
-
-class NotBuilt:
-    """Only for tests/integration/test_classifier.py, until it is told that this is built."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in SERVICE.methods_by_name:
-            raise AttributeError(name)
-        return _stream if SERVICE.methods_by_name[name].server_streaming else _unary
-
-
-async def _unary(request: Any, context: Any) -> Any:
-    raise NotImplementedError
-
-
-async def _stream(requests: Any, context: Any) -> AsyncIterator[Any]:
-    raise NotImplementedError
-    yield

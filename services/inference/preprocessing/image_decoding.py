@@ -23,9 +23,9 @@ if not WebPImagePlugin.SUPPORTED:
     raise ImportError("this build of Pillow lacks WebP")
 
 # A JPEG is decoded to a half, a quarter or an eighth of its size where that leaves at least so many
-# pixels for one of the result, in 40 % of the time. On photographs, noise and fine patterns that
-# changed no channel of a result by more than 4 of 255, and 0.5 on average; 2 in place of 4 changed
-# some by 24.
+# pixels for one of the result: in 35 % of the time for 12 megapixels. On photographs that changed
+# no channel of a result by more than 3 of 255, and by 0.2 on average; on noise, stripes and letters
+# by 6 and 1.2; on a zone plate by 11 and 0.3. With 1 in place of 4, photographs changed by 28.
 DRAFT = 4
 _FILTERS = {
     "nearest": Pillow.Resampling.NEAREST,

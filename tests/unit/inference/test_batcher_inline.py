@@ -310,6 +310,17 @@ async def test_what_expires_while_others_run_is_never_computed() -> None:
         assert r.counts_add_up()
 
 
+async def test_what_expired_takes_no_place_in_a_batch() -> None:
+    clock = FakeClock()
+    seen = Seen(then=lambda values: clock.advance(5.0))
+    async with inline(seen, clock=clock, max_batch_size=2) as r:
+        short = [asyncio.ensure_future(r.ask(value, within_s=3.0)) for value in (0, 1, 2)]
+        long = [asyncio.ensure_future(r.ask(value)) for value in (3, 4)]
+        await soon(asyncio.gather(*short, *long, return_exceptions=True))
+        assert seen.batches == [[0, 1], [3, 4]]
+        assert isinstance(short[2].exception(), DeadlineExpired)
+
+
 async def test_who_leaves_while_others_run_is_not_computed() -> None:
     seen = Seen()
     async with inline(seen, max_batch_size=1) as r:
@@ -338,6 +349,8 @@ async def test_a_model_that_waits_for_fuller_batches_does_so_here_too() -> None:
     seen = Seen()
     async with inline(seen, max_batch_size=2, max_queue_delay_ms=10_000) as r:
         first = await r.begin(1)
+        for _ in range(5):
+            await asyncio.sleep(0)
         assert seen.batches == []
         await soon(r.ask(2))
         assert echoes(await soon(first)) == [1]

@@ -22,10 +22,11 @@ from tests.harness import SOON_S, FakeClock, metric, soon
 from tests.redis import Redis, redis
 
 SECRET = b"a secret of this test"
-TIMEOUT_S = 0.2
-"""Longer than by default: this machine does other things as well."""
 LONG_S = 60.0
-SLACK_S = 0.5
+"""So long that nothing takes it, however busy this machine is."""
+TIMEOUT_S = 0.2
+"""Where it is met."""
+SLACK_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ async def replica(
     server: Redis,
     clock: Callable[[], float] = time.monotonic,
     *,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float = LONG_S,
     ttl_s: float = LONG_S,
     secret: bytes = SECRET,
     url: str = "",
@@ -201,9 +202,10 @@ async def test_a_server_that_is_away_from_the_start_is_found_later(server: Redis
 
 async def test_a_silent_server_costs_the_timeout_once(server: Redis) -> None:
     clock = FakeClock()
-    async with replica(server, clock) as cache:
-        cache.store(key(1), value(1))
-        await written(cache)
+    async with replica(server) as writer:
+        writer.store(key(1), value(1))
+        await written(writer)
+    async with replica(server, clock, timeout_s=TIMEOUT_S) as cache:
         before = errors("timeout")
         server.hold()
         try:
@@ -211,33 +213,36 @@ async def test_a_silent_server_costs_the_timeout_once(server: Redis) -> None:
             many = [cache.lookup([key(1)], LONG_S) for _ in range(20)]
             assert [numbers(one) for one in await soon(asyncio.gather(*many))] == [[None]] * 20
             assert TIMEOUT_S <= time.monotonic() - started < TIMEOUT_S + SLACK_S
-            assert errors("timeout") > before
-            started = time.monotonic()
+            count = errors("timeout")
+            assert count > before
             for _ in range(100):
                 assert await taken(cache, key(1)) == [None]
                 cache.store(key(2), value(2))
-            assert time.monotonic() - started < TIMEOUT_S, "nobody asked again"
+            assert errors("timeout") == count, "nobody asked again"
             clock.advance(1.0)
             started = time.monotonic()
-            assert await taken(cache, key(1)) == [None]
+            for _ in range(100):
+                assert await taken(cache, key(1)) == [None]
             assert TIMEOUT_S <= time.monotonic() - started < TIMEOUT_S + SLACK_S
+            assert errors("timeout") == count + 1, "one did"
         finally:
             server.let_go()
-        clock.advance(1.0)
-        assert await taken(cache, key(1)) == [1], "and it is asked again"
+        async with asyncio.timeout(SOON_S):
+            while await taken(cache, key(1)) != [1]:  # on a busy machine it may be late again
+                clock.advance(1.0)
 
 
 async def test_the_end_of_a_caller_is_not_that_of_the_server(server: Redis) -> None:
     """Nor does the answer to one who left reach who comes next on the connection."""
-    async with replica(server, timeout_s=LONG_S) as cache:
+    async with replica(server) as cache:
         for number in range(40):
             cache.store(key(number), value(number))
         await written(cache)
         server.hold()
         try:
             started = time.monotonic()
-            assert numbers(await cache.lookup([key(1)], 0.02)) == [None]
-            assert time.monotonic() - started < SLACK_S
+            assert numbers(await cache.lookup([key(1)], TIMEOUT_S)) == [None]
+            assert time.monotonic() - started < TIMEOUT_S + SLACK_S
             left = [asyncio.ensure_future(cache.lookup([key(n)], LONG_S)) for n in range(20)]
             await asyncio.sleep(0)
             for one in left:
@@ -291,7 +296,7 @@ async def test_what_is_asked_in_one_turn_goes_out_together(server: Redis) -> Non
 
 
 async def test_a_flood_uses_no_more_connections_than_it_may(server: Redis) -> None:
-    async with replica(server, timeout_s=LONG_S) as cache:
+    async with replica(server) as cache:
         for number in range(500):
             cache.store(key(number), value(number))
         asking = []
@@ -324,7 +329,7 @@ async def test_large_values_leave_the_loop_to_others(server: Redis) -> None:
     """However many come at once."""
     large = Value.of(Outputs({"p": np.ones((1, 50_000), np.float32)}), 0)
     keys = [key(number) for number in range(30)]
-    async with replica(server, timeout_s=LONG_S) as cache:
+    async with replica(server) as cache:
         for one in keys:
             cache.store(one, large)
         await written(cache)
@@ -376,7 +381,7 @@ async def test_closing_beside_a_silent_server_ends(server: Redis) -> None:
     server.hold()
     try:
         async with asyncio.timeout(SOON_S):
-            async with replica(server, timeout_s=LONG_S) as cache:
+            async with replica(server) as cache:
                 cache.store(key(1), value(1))
                 asking = asyncio.ensure_future(cache.lookup([key(1)], LONG_S))
                 await asyncio.sleep(0)
@@ -480,11 +485,11 @@ async def test_it_goes_over_tls_and_trusts_nobody_unknown(tmp_path: Path) -> Non
     with redis("--tls-port", str(port), *files, "--tls-auth-clients", "no") as server:
         url = f"rediss://127.0.0.1:{port}/0"
         trusted = f"{url}?ssl_ca_certs={certificate}"
-        async with replica(server, url=trusted, timeout_s=SOON_S) as cache:
+        async with replica(server, url=trusted) as cache:
             cache.store(key(1), value(1))
             await written(cache)
             assert await taken(cache, key(1)) == [1]
         before = errors("unavailable")
-        async with replica(server, url=url, timeout_s=SOON_S) as cache:
+        async with replica(server, url=url) as cache:
             assert await taken(cache, key(1)) == [None]
         assert errors("unavailable") == before + 1

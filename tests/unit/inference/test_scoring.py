@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 from services.inference.items import Array
-from services.inference.scoring import Choice, choose, probabilities
+from services.inference.scoring import (
+    NOT_FINITE,
+    SMALL,
+    Choice,
+    Label,
+    Outputs,
+    Scores,
+    choose,
+    probabilities,
+)
 from services.runtime.errors import BackendFailed
 
 LOGITS = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=20)
@@ -122,3 +132,177 @@ def test_equal_scores_go_by_index() -> None:
 def test_a_label_without_a_name_is_its_index() -> None:
     assert names([0.1, 0.2, 0.3, 0.4], top_k=4) == ["3", "maybe", "yes", "no"]
     assert [one.label for one in choose(np.array([1.0, 0.0]), [], Choice(2))] == ["0", "1"]
+
+
+# All items of a batch at once: the same as one by one, whichever way the numbers are gone through.
+
+CHOICES = st.builds(Choice, st.integers(1, 6), st.none() | st.floats(0, 1, width=32))
+
+
+def rows_of(elements: st.SearchStrategy[float], kind: str) -> st.SearchStrategy[Array]:
+    """A batch of a few rows, of few labels or many: on both sides of what is small."""
+    most = 2 * SMALL
+    shapes = st.tuples(st.integers(1, 9), st.integers(1, most)).filter(
+        lambda shape: shape[0] * shape[1] <= 3 * SMALL
+    )
+    return npst.arrays(kind, shapes, elements=elements)
+
+
+LIKELY = st.one_of(
+    st.sampled_from([0.0, -0.0, 0.5, 0.5, 1.0, 0.25]),
+    st.floats(-1e4, 1e4, width=32),
+)
+ANY = st.one_of(LIKELY, st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+
+
+def row_or_error(scores: Scores, index: int) -> list[float] | str:
+    """The probabilities of one item, or why it has none."""
+    try:
+        return [float(value) for value in scores.row(index)]
+    except BackendFailed as error:
+        return str(error)
+
+
+def labels_or_error(scores: Scores, index: int, choice: Choice) -> list[Label] | str:
+    """The labels of one item, or why it has none."""
+    try:
+        return scores.labels(index, LABELS, choice)
+    except BackendFailed as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", ["logits", "probabilities"])
+@pytest.mark.parametrize("kind", ["<f4", "<f2", "<f8"])
+@given(data=st.data(), multi_label=st.booleans(), choice=CHOICES)
+@settings(deadline=None, max_examples=60)
+def test_a_batch_is_scored_as_each_of_its_rows(
+    name: str, kind: str, data: st.DataObject, choice: Choice, *, multi_label: bool
+) -> None:
+    """Numbers that are not finite fail their own row; everything else is equal to the last bit."""
+    width = 16 if kind == "<f2" else 32
+    finite = st.floats(-1e3, 1e3, width=width)
+    batch = data.draw(rows_of(st.one_of(ANY, finite).map(lambda x: max(min(x, 6e4), -6e4)
+                      if np.isfinite(x) else x).map(np.dtype(kind).type), kind))  # fmt: skip
+    whole = Scores({name: batch}, multi_label=multi_label)
+    for index, row in enumerate(batch):
+        alone = Scores({name: row[None]}, multi_label=multi_label)
+        assert row_or_error(whole, index) == row_or_error(alone, 0)
+        assert labels_or_error(whole, index, choice) == labels_or_error(alone, 0, choice)
+        assert labels_or_error(whole, index, Choice()) == labels_or_error(alone, 0, Choice())
+
+
+@given(rows_of(LIKELY, "<f8"), st.booleans())
+@settings(deadline=None)
+def test_the_best_of_each_row_is_the_first_of_the_chosen(batch: Array, multi_label: bool) -> None:
+    """What is kept for the common question is what the general answer begins with."""
+    scores = Scores({"probabilities": batch}, multi_label=multi_label)
+    for index, row in enumerate(batch):
+        (best,) = scores.labels(index, LABELS, Choice())
+        assert best == choose(row, LABELS, Choice())[0]
+        assert (best.index, best.score) == (scores.best[index], scores.best_score[index])
+        assert best.index == row.tolist().index(max(row))
+
+
+def wide(rows: list[list[float]], *, small: bool) -> Array:
+    """Rows whose last columns say nothing, so many that the batch is large unless it is small."""
+    batch = np.array(rows)
+    return batch if small else np.hstack([batch, np.zeros((len(rows), 2 * SMALL))])
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_that_is_not_finite_fails_alone(bad: float, *, small: bool) -> None:
+    batch = wide([[0.25, 0.75], [0.5, bad], [bad, 0.5], [0.75, 0.25]], small=small)
+    assert (batch.size <= SMALL) == small
+    scores = Scores({"probabilities": batch}, multi_label=False)
+    assert scores.finite == [True, False, False, True]
+    assert scores.labels(0, LABELS, Choice()) == [Label("yes", 1, 0.75)]
+    assert scores.labels(3, LABELS, Choice()) == [Label("no", 0, 0.75)]
+    for index in (1, 2):
+        for choice in (Choice(), Choice(3), Choice(1, 0.1)):
+            with pytest.raises(BackendFailed, match=NOT_FINITE):
+                scores.labels(index, LABELS, choice)
+        with pytest.raises(BackendFailed, match=NOT_FINITE):
+            scores.row(index)
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_equal_bests_go_by_index_in_every_row(*, small: bool) -> None:
+    batch = wide([[0.2, 0.4, 0.4], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]], small=small)
+    scores = Scores({"probabilities": batch}, multi_label=False)
+    assert scores.best == [1, 0, 0]
+    assert [scores.labels(n, LABELS, Choice())[0].label for n in range(3)] == ["yes", "no", "no"]
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_multi_label_batch_is_not_normalised(*, small: bool) -> None:
+    batch = wide([[0.0, np.log(3)], [-1e4, 1e4]], small=small)
+    scores = Scores({"logits": batch}, multi_label=True)
+    assert scores.row(0)[:2].tolist() == pytest.approx([0.5, 0.75])
+    assert scores.row(1)[:2].tolist() == [0, 1]
+    found = scores.labels(0, LABELS, Choice(1, 0.6))
+    assert [(one.label, one.score) for one in found] == [("yes", pytest.approx(0.75))]
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_large_logits_do_not_overflow(*, small: bool) -> None:
+    batch = wide([[1e300, 1e300], [0.0, 1e308]], small=small)
+    scores = Scores({"logits": batch}, multi_label=False)
+    assert scores.row(0)[:2].tolist() == [0.5, 0.5]
+    assert scores.row(1)[:2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "width"), [((3,), 1), ((3, 1), 1), ((3, 2, 2), 4), ((3, 1, 1, 5), 5), ((1, 40), 40)]
+)
+def test_outputs_of_other_shapes_are_a_row_for_each_item(
+    shape: tuple[int, ...], width: int
+) -> None:
+    batch = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    scores = Scores({"probabilities": batch}, multi_label=False)
+    assert scores.rows.shape == (shape[0], width)
+    for index in range(shape[0]):
+        assert scores.row(index).tolist() == batch[index].ravel().tolist()
+        assert scores.best[index] == width - 1
+
+
+@pytest.mark.parametrize("kind", ["i1", "u4", "i8", "?", ">f4"])
+def test_numbers_of_any_kind_are_numbers(kind: str) -> None:
+    batch = np.array([[0, 1], [1, 0]], dtype=kind)
+    scores = Scores({"probabilities": batch}, multi_label=False)
+    assert scores.rows.dtype == np.float64
+    assert scores.best == [1, 0]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
+def test_a_batch_without_numbers_fails(shape: tuple[int, ...]) -> None:
+    with pytest.raises(BackendFailed, match="empty"):
+        Scores({"logits": np.zeros(shape)}, multi_label=False)
+
+
+def test_scores_of_a_batch_are_made_once_and_shared() -> None:
+    outputs = Outputs({"logits": np.array([[0.0, 1.0], [1.0, 0.0]]), "other": np.array([7, 8])})
+    assert outputs.scores is outputs.scores
+    assert {name: value.tolist() for name, value in outputs.row(1).items()} == {
+        "logits": [1.0, 0.0],
+        "other": 8,
+    }
+
+
+def test_a_batch_without_scores_says_so_to_each_who_asks() -> None:
+    outputs = Outputs({"a": np.zeros((2, 2)), "b": np.zeros((2, 2))})
+    outputs.score()
+    for _ in range(2):
+        with pytest.raises(BackendFailed, match="no probabilities or logits"):
+            _ = outputs.scores
+    assert outputs.row(0).keys() == {"a", "b"}, "the outputs themselves are there"
+
+
+def test_outputs_know_whether_labels_exclude_each_other() -> None:
+    arrays: dict[str, Array] = {"logits": np.array([[0.0, 0.0]])}
+    assert Outputs(arrays).scores.row(0).tolist() == [0.5, 0.5]
+    single, multi = (
+        Outputs({"logits": np.array([[0.0]])}),
+        Outputs({"logits": np.array([[0.0]])}, multi_label=True),
+    )
+    assert (single.scores.row(0).tolist(), multi.scores.row(0).tolist()) == ([1.0], [0.5])

@@ -455,6 +455,25 @@ async def test_a_model_unloaded_by_hand_gets_no_new_version_either(world: World)
     assert world.answers("m") == 3
 
 
+async def test_loaded_by_its_name_alone_a_model_has_all_that_points_to_it_back(world: World) -> None:
+    await world.live("m", 1)
+    await world.points("m", 2, "canary")
+    await world.until("m", 2, "ready")
+    await soon(world.serving.unload(Wanted("m")))
+    await soon(world.serving.load(Wanted("m")))
+    await world.serving.update(world.catalog)
+    await world.until("m", 2, "ready")
+    assert (world.answers("m"), world.answers("m", alias="canary")) == (1, 2)
+
+
+async def test_what_was_loaded_again_by_hand_goes_when_its_alias_moves_on(world: World) -> None:
+    await world.live("m", 1)
+    await soon(world.serving.unload(Wanted("m")))
+    await soon(world.serving.load(Wanted("m")))
+    await world.live("m", 2)
+    await world.until("m", 1, "")
+
+
 async def test_a_version_unloaded_by_hand_leaves_the_others(world: World) -> None:
     await world.live("m", 1)
     await world.points("m", 2, "canary")

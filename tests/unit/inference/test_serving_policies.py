@@ -354,3 +354,13 @@ def test_the_draw_of_a_value_is_fixed(model: str, value: str) -> None:
     found = traffic.draw(model, value)
     assert 0 <= found < 1
     assert traffic.draw(model, value) == found
+
+
+async def test_loaded_by_its_name_alone_a_model_has_what_its_policy_needs(world: World) -> None:
+    world.knows("m", 1, 2)
+    await policy(world, to(1), to(2))
+    for version in (1, 2):
+        await world.until("m", version, "ready")
+    await soon(world.serving.unload(Wanted("m")))
+    await soon(world.serving.load(Wanted("m")))
+    assert shares(world, 100).keys() == {1, 2}
