@@ -109,6 +109,7 @@ class Serving(Generic[RunnerT]):
             self._put_away = {key for key in self._put_away if key[0] != model}
         self._put_away -= {(model, 0), *((model, entry.version) for entry in known)}
         loading = [self._begin(entry) for entry in known]
+        await self.update(self._catalog)  # what else points into the model is wanted again
         for loaded in loading:
             await loaded.tried.wait()
         self._settle()
@@ -166,7 +167,9 @@ class Serving(Generic[RunnerT]):
 
     def _must_load(self, entry: VersionEntry) -> bool:
         key = (entry.model, entry.version)
-        return key not in self._loaded and not self._put_away & {key, (entry.model, 0)}
+        here = self._loaded.get(key)
+        missing = here is None or here.state == "unloaded"
+        return missing and not self._put_away & {key, (entry.model, 0)}
 
     def _resolve(self, wanted: Wanted) -> Loaded[RunnerT]:
         model = wanted.model or self._only_model()

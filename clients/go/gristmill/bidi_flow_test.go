@@ -3,18 +3,13 @@ package gristmill
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
-
-	errorsv1 "github.com/gristmill/gristmill/generated/go/gristmill/errors/v1"
 )
 
 // fill sends a whole window in one message.

@@ -1,12 +1,10 @@
 package gristmill
 
 import (
-	"context"
 	"errors"
 	"io"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 

@@ -1,10 +1,11 @@
 """Who computes a key: always somebody, never somebody that a more urgent one waits for."""
 
 from dataclasses import dataclass, field
+from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -139,6 +140,27 @@ def test_thousands_who_come_and_go_leave_nothing_behind() -> None:
         flights.leave(stake)
         assert leader.flight is not None
         assert len(leader.flight.waiting) <= 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=40), st.randoms())
+def test_those_who_wait_follow_each_other_by_urgency(
+    waiting: list[tuple[int, bool]], draw: Random
+) -> None:
+    flights = Flights()
+    (leader,), _ = joined(flights, (5, -1.0))
+    stakes, _ = joined(flights, *[(5, float(order)) for order, _ in waiting])
+    leaving = [stake for stake, (_, leaves) in zip(stakes, waiting, strict=True) if leaves]
+    draw.shuffle(leaving)
+    for stake in leaving:
+        flights.leave(stake)
+    left = [stake for stake in stakes if stake not in leaving]
+    while left:
+        flights.leave(leader)
+        (leader,) = [stake for stake in left if stake.leads]
+        left.remove(leader)
+        assert all(stake.order >= leader.order for stake in left)
+    flights.leave(leader)
+    assert len(flights) == 0
 
 
 @settings(max_examples=80, stateful_step_count=40, deadline=None)

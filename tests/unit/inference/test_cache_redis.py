@@ -57,7 +57,7 @@ def numbers(found: Sequence[Value | None]) -> list[float | None]:
 
 @asynccontextmanager
 async def replica(
-    server: Redis,
+    server: Redis | None,
     clock: Callable[[], float] = time.monotonic,
     *,
     timeout_s: float = LONG_S,
@@ -65,8 +65,10 @@ async def replica(
     secret: bytes = SECRET,
     url: str = "",
     password: str | None = None,
+    client: Any = None,
 ) -> AsyncIterator[RedisCache]:
-    client = connect(url or server.url, password)
+    if client is None:
+        client = connect(url or (server.url if server else ""), password)
     cache = RedisCache(client, Sealer(secret), timeout_s, ttl_s, clock)
     try:
         yield cache
@@ -279,20 +281,19 @@ class Counting:
 
 async def test_what_is_asked_in_one_turn_goes_out_together(server: Redis) -> None:
     client = Counting(connect(server.url, None))
-    cache = RedisCache(client, Sealer(SECRET), TIMEOUT_S, LONG_S)
-    for number in range(module.MOST_WRITES + 1):
-        cache.store(key(number), value(number))
-    await written(cache)
-    assert client.pipelines == 2
-    many = [cache.lookup([key(n), key(n + 1)], LONG_S) for n in range(30)]
-    found = await soon(asyncio.gather(*many))
-    assert [numbers(one) for one in found] == [[n, n + 1] for n in range(30)]
-    assert client.lookups == [60]
-    many = [cache.lookup([key(n)] * 100, LONG_S) for n in range(30)]
-    found = await soon(asyncio.gather(*many))
-    assert [numbers(one) for one in found] == [[n] * 100 for n in range(30)]
-    assert max(client.lookups) < module.MOST_KEYS + 100
-    await cache.close()
+    async with replica(server, client=client) as cache:
+        for number in range(module.MOST_WRITES + 1):
+            cache.store(key(number), value(number))
+        await written(cache)
+        assert client.pipelines == 2
+        many = [cache.lookup([key(n), key(n + 1)], LONG_S) for n in range(30)]
+        found = await soon(asyncio.gather(*many))
+        assert [numbers(one) for one in found] == [[n, n + 1] for n in range(30)]
+        assert client.lookups == [60]
+        many = [cache.lookup([key(n)] * 100, LONG_S) for n in range(30)]
+        found = await soon(asyncio.gather(*many))
+        assert [numbers(one) for one in found] == [[n] * 100 for n in range(30)]
+        assert max(client.lookups) < module.MOST_KEYS + 100
 
 
 async def test_a_flood_uses_no_more_connections_than_it_may(server: Redis) -> None:
@@ -430,19 +431,20 @@ class Slow:
 
 async def test_a_server_that_always_answers_too_late_is_as_good_as_away() -> None:
     clock = FakeClock()
-    client = Slow(clock, 2 * TIMEOUT_S)
-    cache = RedisCache(client, Sealer(SECRET), TIMEOUT_S, LONG_S, clock)
-    cache._breaker.failed(clock())
-    clock.advance(1.0)
-    for _ in range(3):
-        assert await taken(cache, key(1)) == [None]
-    assert client.lookups == 1
-    client.seconds = 0.0
-    clock.advance(1.0)
-    for _ in range(3):
-        assert await taken(cache, key(1)) == [None]
-    assert client.lookups == 4
-    await cache.close()
+    client = Slow(clock, 0.95)
+    async with replica(None, clock, client=client, timeout_s=0.9) as cache:
+        cache._breaker.failed(clock())
+        clock.advance(1.0)
+        for _ in range(3):
+            assert await taken(cache, key(1)) == [None]
+        assert client.lookups == 1, "once in a pause"
+        assert not cache._breaker.well
+        client.seconds = 0.0
+        clock.advance(1.0)
+        for _ in range(3):
+            assert await taken(cache, key(1)) == [None]
+        assert client.lookups == 4
+        assert cache._breaker.well
 
 
 async def test_a_password_is_shown_and_needed(tmp_path: Path) -> None:
