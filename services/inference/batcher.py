@@ -13,7 +13,6 @@ arrives. A batch that takes less than handing it to a thread would runs on the l
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import structlog
 
@@ -24,7 +23,8 @@ from services.inference.items import Encoded, pad
 from services.inference.manifest import Batching
 from services.inference.meter import Meter
 from services.inference.outcomes import OnItem, Outcome, Scored, Timings
-from services.inference.scheduler import Batch, Entry, Order, Scheduler
+from services.inference.queued import Counts, Message, Queued, queued
+from services.inference.scheduler import Batch, Order, Scheduler
 from services.inference.scoring import Outputs
 from services.inference.workers import Ran, Work, Worker
 from services.runtime.admission import Permit
@@ -34,40 +34,6 @@ from services.runtime.errors import BackendFailed, DeadlineExpired, Draining
 # About what it takes to wake a thread, let it have the interpreter, and wake the loop again.
 INLINE_S = 0.0002
 _log = structlog.get_logger()
-
-
-@dataclass(slots=True, eq=False)
-class _Message:
-    """The items of one permit: they are accepted together and answered one by one."""
-
-    future: asyncio.Future[list[Outcome]]
-    outcomes: list[Outcome | None]
-    on_item: OnItem | None
-    left: int
-    entries: Sequence["_Queued"] = ()
-
-
-@dataclass(slots=True, eq=False)
-class _Queued(Entry):
-    """An entry with its item, and where its outcome goes."""
-
-    message: _Message = None  # type: ignore[assignment]  # fields of the parent have defaults
-    index: int = 0
-    item: Encoded = None  # type: ignore[assignment]
-    arrived: float = 0.0
-    done: bool = False
-
-
-@dataclass(slots=True)
-class Counts:
-    """Where every item ever submitted is: `submitted` is the sum of all the others."""
-
-    submitted: int = 0
-    completed: int = 0
-    failed: int = 0
-    expired: int = 0
-    cancelled: int = 0
-    pending: int = 0
 
 
 class Batcher:
@@ -113,7 +79,7 @@ class Batcher:
         self._due = False
         self._delay: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
-        self._deadlines: Deadlines[_Message] = Deadlines(clock, self._expire)
+        self._deadlines: Deadlines[Message] = Deadlines(clock, self._expire)
         self.counts = Counts()
         self._workers = [
             Worker(
@@ -200,14 +166,14 @@ class Batcher:
 
     def _accept(
         self, items: Sequence[Encoded], deadline: float, priority: int, on_item: OnItem | None
-    ) -> _Message:
+    ) -> Message:
         now = self._clock()
         count = len(items)
-        message = _Message(self._loop.create_future(), [None] * count, on_item, count)
+        message = Message(self._loop.create_future(), [None] * count, on_item, count)
         first = self._arrivals
         self._arrivals += count
         message.entries = [
-            _Queued(
+            Queued(
                 (priority, deadline, first + index),
                 item.length,
                 item.group,
@@ -227,13 +193,13 @@ class Batcher:
         self._dispatch_soon()
         return message
 
-    def _expire(self, message: _Message) -> None:
+    def _expire(self, message: Message) -> None:
         """The message's deadline has passed."""
         if not message.future.done():
             self._abandon(message, "expired")
             message.future.set_exception(DeadlineExpired("the deadline passed before the answer"))
 
-    def _abandon(self, message: _Message, outcome: str) -> None:
+    def _abandon(self, message: Message, outcome: str) -> None:
         """Nobody waits for this message any more: free what it holds in the queue, at once."""
         left = [entry for entry in message.entries if not entry.done]
         for entry in left:
@@ -242,7 +208,7 @@ class Batcher:
         self._close_message(message)
         self._settle(outcome, len(left))
 
-    def _close_message(self, message: _Message) -> None:
+    def _close_message(self, message: Message) -> None:
         message.entries = ()
         self._deadlines.forget()
 
@@ -258,7 +224,7 @@ class Batcher:
         kept: list[Work] = []
         for work in self._ahead:
             if self._scheduler.precedes(work.batch):
-                self._scheduler.restore(e for e in _queued(work) if not e.done)
+                self._scheduler.restore(e for e in queued(work) if not e.done)
             else:
                 kept.append(work)
         self._ahead = kept
@@ -344,7 +310,7 @@ class Batcher:
     def _revived(self, work: Work) -> Work | None:
         """The batch without what died since it was formed; padded anew where something did."""
         self._deadlines.pass_due()
-        entries = _queued(work)
+        entries = queued(work)
         alive = tuple([entry for entry in entries if not entry.done])
         if len(alive) == len(entries):
             return work
@@ -365,7 +331,7 @@ class Batcher:
         self._meter.batch(batch, work.batch_s, ran)
         size = len(batch.entries)
         completed = failed = 0
-        for position, entry in enumerate(_queued(work)):
+        for position, entry in enumerate(queued(work)):
             if entry.done:
                 continue
             entry.done = True
@@ -385,7 +351,7 @@ class Batcher:
         self._settle("completed", completed)
         self._settle("failed", failed)
 
-    def _answer(self, entry: _Queued, outcome: Outcome) -> None:
+    def _answer(self, entry: Queued, outcome: Outcome) -> None:
         message = entry.message
         message.outcomes[entry.index] = outcome
         message.left -= 1
@@ -398,8 +364,3 @@ class Batcher:
         if message.left == 0 and not message.future.done():
             self._close_message(message)
             message.future.set_result(message.outcomes)  # type: ignore[arg-type]  # all are there
-
-
-def _queued(work: Work) -> Sequence[_Queued]:
-    """The entries of a batch as what they were pushed as."""
-    return work.batch.entries  # type: ignore[return-value]

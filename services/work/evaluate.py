@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from services.inference import loading
 from services.inference.batcher import Batcher
+from services.inference.examples import Example, Examples, Labels
 from services.inference.items import Encoded
 from services.inference.loading import Loaded
 from services.inference.manifest import Manifest
@@ -25,7 +26,6 @@ from services.runtime.errors import (
     GristmillError,
     InvalidRequest,
 )
-from services.inference.examples import Example, Examples, Labels
 from services.work.pace import Paced, Progress
 from services.work.scores import Scores
 

@@ -455,7 +455,9 @@ async def test_a_model_unloaded_by_hand_gets_no_new_version_either(world: World)
     assert world.answers("m") == 3
 
 
-async def test_loaded_by_its_name_alone_a_model_has_all_that_points_to_it_back(world: World) -> None:
+async def test_loaded_by_its_name_alone_all_that_points_into_a_model_is_back(
+    world: World,
+) -> None:
     await world.live("m", 1)
     await world.points("m", 2, "canary")
     await world.until("m", 2, "ready")

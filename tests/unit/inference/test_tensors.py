@@ -185,6 +185,14 @@ def test_bf16_is_not_for_onnx_runtime(tmp_path: Path) -> None:
     assert found["x"].tolist() == [[0, 0]]
 
 
+def save(graph: Any, folder: Path) -> None:
+    """The model of a graph, with labels for strings."""
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 2)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(folder / "model.onnx"))
+
+
 def test_a_real_model_takes_two_tensors(tmp_path: Path) -> None:
     """A row of a table, times a scale: both are the item's own."""
     rows = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
@@ -201,9 +209,7 @@ def test_a_real_model_takes_two_tensors(tmp_path: Path) -> None:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
         [numpy_helper.from_array(rows, "rows")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(tmp_path / "model.onnx"))
+    save(graph, tmp_path)
     loaded = load(manifest(tmp_path), tmp_path)
     try:
         items = [
@@ -213,5 +219,33 @@ def test_a_real_model_takes_two_tensors(tmp_path: Path) -> None:
         batch = pad([i for i in loaded.preprocessor.encode(items) if isinstance(i, Encoded)], {})
         logits = loaded.instances[0].run(batch)["logits"]
         assert logits.tolist() == [[0, 0, 5], [-1, 0, 0]]
+    finally:
+        loaded.backend.close()
+
+
+def test_a_real_model_takes_strings(tmp_path: Path) -> None:
+    words = ["a", "snow \N{SNOWMAN}"]
+    node = helper.make_node(
+        "LabelEncoder",
+        ["words"],
+        ["logits"],
+        domain="ai.onnx.ml",
+        keys_strings=words,
+        values_floats=[1.0, 2.0],
+        default_float=-1.0,
+    )
+    graph = helper.make_graph(
+        [node],
+        "words",
+        [helper.make_tensor_value_info("words", TensorProto.STRING, ["n", 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
+    )
+    save(graph, tmp_path)
+    loaded = load(manifest(tmp_path), tmp_path)
+    try:
+        item = TensorsItem({"words": texts(words[1].encode(), b"", words[0].encode())})
+        (found,) = loaded.preprocessor.encode([item])
+        assert isinstance(found, Encoded)
+        assert loaded.instances[0].run(pad([found], {}))["logits"].tolist() == [[2, -1, 1]]
     finally:
         loaded.backend.close()
