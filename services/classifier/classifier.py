@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from services.classifier import caching
 from services.classifier.answers import Answer, Asked, Given, OnAnswer
@@ -129,13 +130,16 @@ class Classifier:
     async def _encode_aside(
         self, items: Given, *, refuse_longer: bool
     ) -> Sequence[Encoded | GristmillError]:
-        """The same on a thread of the pool."""
+        """The same on the threads of the pool, which share the items of a message."""
         good = [item for item in items if not isinstance(item, GristmillError)]
         loop = asyncio.get_running_loop()
-        encoded = await loop.run_in_executor(
-            self._threads, lambda: self._preprocessor.encode(good, refuse_longer=refuse_longer)
+        encode = partial(self._preprocessor.encode, refuse_longer=refuse_longer)
+        share = -(-len(good) // self._threads._max_workers)
+        parts = [good[at : at + share] for at in range(0, len(good), share)]
+        encoded = await asyncio.gather(
+            *[loop.run_in_executor(self._threads, encode, part) for part in parts]
         )
-        return _merged(items, encoded)
+        return _merged(items, [one for part in encoded for one in part])
 
     def _admit(self, items: Sequence[Encoded], asked: Asked) -> Permit:
         cost = Cost(len(items), sum([item.nbytes for item in items]), len(items))

@@ -64,7 +64,13 @@ class Encoded:
     @property
     def nbytes(self) -> int:
         """What it takes up while it waits."""
-        return sum([array.nbytes for array in self.inputs.values()])
+        return sum([_size(array) for array in self.inputs.values()])
+
+
+def _size(array: Array) -> int:
+    if array.dtype.hasobject:  # what it points to counts too
+        return array.nbytes + sum([len(value) for value in array.flat])
+    return array.nbytes
 
 
 def pad(items: Sequence[Encoded], fill: Mapping[str, int]) -> dict[str, Array]:

@@ -56,11 +56,14 @@ class OnnxInstance:
 
     def run(self, inputs: Arrays) -> Arrays:
         """The outputs by name."""
-        given = dict(inputs)
-        for name in self._strings:
-            given[name] = _text(given[name])
-        values = self._session.run(None, given)
+        values = self._session.run(None, self._given(inputs))
         return dict(zip(self._outputs, values, strict=True))
+
+    def _given(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """The inputs as the session takes them."""
+        return {
+            name: _text(array) if name in self._strings else array for name, array in inputs.items()
+        }
 
 
 class BoundInstance(OnnxInstance):

@@ -20,14 +20,15 @@ from services.inference.backend import TensorSpec
 from services.inference.backends import pytorch_unpadded
 from services.inference.backends.pytorch_program import DTYPES, Segments, Tensors
 from services.inference.manifest import Manifest
-from services.runtime.errors import InvalidRequest
+from services.runtime.errors import GristmillError, InvalidRequest
 
 VERSION = str(transformers.__version__)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 # What would have attention fetched from a hub as code, or the outputs take another form.
 DROPPED = re.compile(
-    r"_?(attn|experts)_implementation.*|use_kernels|output_.*|return_dict|auto_map"
+    r"_?(attn|experts)_implementation.*|use_kernels|auto_map"
+    r"|output_(attentions|hidden_states)|return_dict"
 )
 # Transformers patches torch's initialisers, for all threads, while it makes a model.
 _loading = threading.Lock()
@@ -106,7 +107,10 @@ def load(manifest: Manifest, folder: Path) -> Any:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except GristmillError:
+        raise
+    except Exception as error:
+        # Whatever a configuration can hold, Transformers raises as many kinds of errors.
         raise InvalidRequest.field(CONFIG, str(error)) from error
     # What is missing would be filled with random numbers.
     if missing := sorted(report["missing_keys"]):
@@ -162,12 +166,10 @@ def cast(model: Any, dtype: str) -> None:
     if dtype == "float16":
         exact |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for name, module in model.named_modules():
-        stored = set(dict(module.named_buffers(recurse=False))) - module._non_persistent_buffers_set
-        held = {**module._parameters, **{one: module._buffers[one] for one in stored}}
+        held = dict(module.named_parameters(recurse=False))
+        for own, value in module.named_buffers(recurse=False):
+            if own not in module._non_persistent_buffers_set:
+                held[own] = value
         for own, value in held.items():
-            if (
-                value is not None
-                and value.is_floating_point()
-                and not exact & {own, *name.split(".")}
-            ):
+            if value.is_floating_point() and not exact & {own, *name.split(".")}:
                 value.data = value.data.to(short)

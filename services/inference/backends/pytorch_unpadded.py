@@ -65,7 +65,7 @@ def install(model: Any, program: Program, device: str) -> tuple[str, int | None]
     _register()
     model.set_attn_implementation(NAME)
     hook = model.get_submodule(path).register_forward_hook(_first_tokens, with_kwargs=True)
-    if said := _disagrees(program, device, counts_from, TOLERANCE[model.dtype]):
+    if said := _disagrees(program, device, counts_from, TOLERANCE.get(model.dtype, 0.0)):
         hook.remove()
         model.set_attn_implementation(before)
         _log.warning("batches run padded", model=name, why=said)

@@ -25,6 +25,11 @@ class TextPreprocessor:
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(declared.max_tokens)
+        special = self._tokenizer.num_special_tokens_to_add(declared.kind == "text_pair")
+        if declared.max_tokens <= special:
+            # The tokenizer would not cut at all then.
+            said = f"must be above {special}, which the tokenizer adds by itself"
+            raise InvalidRequest.field("model.yaml: input.max_tokens", said)
         self._max_tokens = declared.max_tokens
         self._types = {spec.name: dtype_of(spec, "INT64", "INT32") for spec in inputs}
         unknown = set(self._types) - {"input_ids", "attention_mask", "token_type_ids"}

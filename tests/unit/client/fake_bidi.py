@@ -88,8 +88,8 @@ class FakeBidi:
         self.ended.set()
 
     def wait(self) -> None:
-        """For `go`."""
-        assert self.go.wait(SOON_S)
+        """For `go`, longer than any test waits for what should come of it."""
+        assert self.go.wait(2 * SOON_S)
 
     def _over(self) -> None:
         if not self.half_closed.is_set():

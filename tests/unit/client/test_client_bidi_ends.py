@@ -29,9 +29,9 @@ def test_leaving_the_block_cancels_the_stream() -> None:
 
 
 def expect_no_sender_since(before: set[threading.Thread]) -> None:
-    """gRPC's thread that pulls what is sent ends with the stream."""
+    """gRPC's threads, of which one pulls what is sent, end with the stream and the client."""
     end = time.monotonic() + SOON_S
-    while any("consume_request" in thread.name for thread in set(threading.enumerate()) - before):
+    while any("managed_target" in thread.name for thread in set(threading.enumerate()) - before):
         assert time.monotonic() < end
         time.sleep(0.005)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +12,13 @@ import grpc
 import pytest
 from gristmill.classifier.v1 import classifier_service_pb2 as pb
 from gristmill.classifier.v1 import result_pb2
-from gristmill_client import AsyncClient, Client, DeadlineExceeded, InvalidRequest
+from gristmill_client import (
+    AsyncClient,
+    ClassifyBidiStream,
+    Client,
+    DeadlineExceeded,
+    InvalidRequest,
+)
 from gristmill_client._bidi import QUEUE_BYTES, WINDOW, Outbox
 
 from tests.unit.client.fake_bidi import FakeBidi
@@ -107,11 +114,20 @@ def test_bytes_that_wait_to_be_sent_are_bounded_too() -> None:
 # Who waits is woken.
 
 
+def until_it_waits(stream: ClassifyBidiStream) -> None:
+    """Until another thread waits to send, of which nothing tells."""
+    end = time.monotonic() + SOON_S
+    while not stream._sending._settled._waiters:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def test_a_result_that_is_taken_lets_a_waiting_thread_send() -> None:
     with serving(FakeBidi().register) as address, Client(classifier=address) as client:
         with client.classify_bidi() as stream, ThreadPoolExecutor() as threads:
             stream.send_many(["x"] * WINDOW)
             waiting = threads.submit(stream.send, "x", id="late")
+            until_it_waits(stream)
             next(stream)
             assert waiting.result(SOON_S) == "late"
 
@@ -128,16 +144,17 @@ async def test_a_result_that_is_taken_lets_a_waiting_task_send() -> None:
                 assert await waiting == "late"
 
 
-@pytest.mark.parametrize("how", ["the server", "close"])
+@pytest.mark.parametrize("how", ["the server", "close", "close_send"])
 def test_the_end_wakes_a_waiting_thread(how: str) -> None:
     fake = FakeBidi(refused_at_go)
     with serving(fake.register) as address, Client(classifier=address) as client:
         with client.classify_bidi() as stream, ThreadPoolExecutor() as threads:
             stream.send_many(["x"] * WINDOW)
             waiting = threads.submit(stream.send, "x")
-            if how == "close":
-                stream.close()
-                with pytest.raises(RuntimeError, match="closed"):
+            until_it_waits(stream)
+            if how != "the server":
+                getattr(stream, how)()
+                with pytest.raises(RuntimeError, match="close"):
                     waiting.result(SOON_S)
                 return
             fake.go.set()
@@ -147,7 +164,7 @@ def test_the_end_wakes_a_waiting_thread(how: str) -> None:
                 waiting.result(SOON_S)
 
 
-@pytest.mark.parametrize("how", ["the server", "close"])
+@pytest.mark.parametrize("how", ["the server", "close", "close_send"])
 async def test_the_end_wakes_a_waiting_task(how: str) -> None:
     fake = FakeBidi(refused_at_go)
     with serving(fake.register) as address:
@@ -155,9 +172,9 @@ async def test_the_end_wakes_a_waiting_task(how: str) -> None:
             await stream.send_many(["x"] * WINDOW)
             waiting = asyncio.ensure_future(stream.send("x"))
             await asyncio.sleep(0)
-            if how == "close":
-                await stream.close()
-                with pytest.raises(RuntimeError, match="closed"):
+            if how != "the server":
+                await getattr(stream, how)()
+                with pytest.raises(RuntimeError, match="close"):
                     await waiting
                 return
             fake.go.set()

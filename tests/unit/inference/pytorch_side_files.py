@@ -56,6 +56,8 @@ def refused(at: Place) -> Any:
         "missing shard": lambda f: _index(f, "not-there.safetensors"),
         "missing weights": _without_head,
         "no configuration": lambda f: (f / "config.json").write_text("[]"),
+        "odd configuration": lambda f: models.config_of(f, num_attention_heads="many"),
+        "odd index": lambda f: _index(f, "", []),
         "no JSON": lambda f: (f / "config.json").write_text("{"),
         "unknown kind": lambda f: models.config_of(f, model_type="unheard-of"),
         "no weights": lambda f: (f / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b"{}"),
@@ -71,8 +73,9 @@ def refused(at: Place) -> Any:
     return found
 
 
-def _index(folder: Path, shard: str) -> dict[str, str]:
-    said = {"metadata": {}, "weight_map": {"bert.pooler.dense.bias": shard}}
+def _index(folder: Path, shard: str, said: Any = None) -> dict[str, str]:
+    if said is None:
+        said = {"metadata": {}, "weight_map": {"bert.pooler.dense.bias": shard}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(said))
     return {"model": "model.safetensors.index.json", "config": "config.json"}
 

@@ -294,6 +294,64 @@ async def test_what_is_asked_in_one_turn_goes_out_together(server: Redis) -> Non
         found = await soon(asyncio.gather(*many))
         assert [numbers(one) for one in found] == [[n] * 100 for n in range(30)]
         assert max(client.lookups) < module.MOST_KEYS + 100
+        sent = len(client.lookups)
+        assert numbers(await cache.lookup([key(1)], 0.0)) == [None]
+        assert len(client.lookups) == sent, "for whom has no time nobody is asked"
+
+
+class Held:
+    """A client that answers when it is let go."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.lookups: list[list[bytes]] = []
+        self.gate = asyncio.Event()
+
+    async def mget(self, names: list[bytes]) -> Any:
+        self.lookups.append(names)
+        await self.gate.wait()
+        return [self.data] * len(names)
+
+    async def aclose(self) -> None:
+        """It holds nothing."""
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_few_lookups_are_under_way_and_the_rest_waits_together() -> None:
+    data = Sealer(SECRET).seal(key(1), value(1))
+    assert data is not None
+    client = Held(data)
+    async with replica(None, client=client) as cache:
+        asking = []
+        for _ in range(20):
+            asking.append(asyncio.ensure_future(cache.lookup([key(1)], LONG_S)))
+            await turns()
+        left = asking.pop()
+        left.cancel()
+        await turns()
+        assert [len(names) for names in client.lookups] == [1] * module.READERS
+        client.gate.set()
+        found = await soon(asyncio.gather(*asking))
+        assert [numbers(one) for one in found] == [[1]] * 19
+        waited = 19 - module.READERS
+        assert [len(names) for names in client.lookups] == [*[1] * module.READERS, waited]
+
+
+async def test_what_nobody_waits_for_any_more_is_not_opened() -> None:
+    client = Held(b"not even this")
+    before = errors("corrupt")
+    async with replica(None, client=client) as cache:
+        left = asyncio.ensure_future(cache.lookup([key(1)], LONG_S))
+        await turns()
+        left.cancel()
+        await turns()
+        client.gate.set()
+        await turns()
+    assert errors("corrupt") == before
 
 
 async def test_a_flood_uses_no_more_connections_than_it_may(server: Redis) -> None:
@@ -318,9 +376,10 @@ async def test_what_cannot_be_written_in_time_is_dropped(server: Redis) -> None:
             cache.store(key(number), large)
             assert cache._unwritten_bytes <= module.MOST_UNWRITTEN_BYTES
         assert errors("dropped") == before + 200 - module.MOST_UNWRITTEN_BYTES // large.nbytes
-        cache.store(key(1000), too_large)
         await written(cache)
         assert cache._unwritten_bytes == 0
+        cache.store(key(1000), too_large)
+        await written(cache)
     kept = server.keys()
     assert len(kept) == module.MOST_UNWRITTEN_BYTES // large.nbytes
     assert PREFIX + key(1000) not in kept
@@ -330,10 +389,12 @@ async def test_large_values_leave_the_loop_to_others(server: Redis) -> None:
     """However many come at once."""
     large = Value.of(Outputs({"p": np.ones((1, 50_000), np.float32)}), 0)
     keys = [key(number) for number in range(30)]
-    async with replica(server) as cache:
+    client = Counting(connect(server.url, None))
+    async with replica(server, client=client) as cache:
         for one in keys:
             cache.store(one, large)
         await written(cache)
+        assert client.pipelines >= 30 // (1 + module.TURN_BYTES // 200_000)
         opened: list[int] = [0]
         turns: list[int] = []
         open_one = cache._sealer.open

@@ -40,3 +40,8 @@ def test_items_of_one_shape_are_stacked_as_they_are() -> None:
 
 def test_what_an_item_takes_up_is_the_sum_of_its_arrays() -> None:
     assert tokens([1, 2, 3]).nbytes == 3 * 8 + 3 * 4
+
+
+def test_what_bytes_point_to_takes_up_room_too() -> None:
+    texts = np.array([b"x" * 1000, b""], dtype=np.object_)
+    assert Encoded({"t": texts}, 1).nbytes == texts.nbytes + 1000

@@ -163,3 +163,26 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 def test_wrong_inputs_raise(linear: Path) -> None:
     with pytest.raises(Exception, match="x"):
         OnnxBackend(linear).instance().run({"y": np.zeros((1, 3), dtype=np.float32)})
+
+
+def test_texts_reach_the_model_as_texts(tmp_path: Path) -> None:
+    encoder = helper.make_node(
+        "LabelEncoder",
+        ["t"],
+        ["logits"],
+        domain="ai.onnx.ml",
+        keys_strings=["good", "bad"],
+        values_floats=[1.0, -1.0],
+    )
+    graph = helper.make_graph(
+        [encoder],
+        "g",
+        [helper.make_tensor_value_info("t", TensorProto.STRING, ["n", 1])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 1])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "t.onnx")
+    given = {"t": np.array([[b"good"], [b"bad"]], dtype=np.object_)}
+    backend = OnnxBackend(tmp_path / "t.onnx")
+    backend.device = "cuda:0"  # as if: what has texts is not bound to a device's memory
+    assert backend.instance().run(given)["logits"].ravel().tolist() == [1.0, -1.0]

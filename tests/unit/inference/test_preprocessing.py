@@ -196,3 +196,9 @@ def test_the_manifest_chooses_the_preprocessor(tmp_path: Path) -> None:
         build(IDS, files={"model": "m.onnx"}, input={"kind": "text"})
     with pytest.raises(InvalidRequest, match="exactly one"):
         FeaturesPreprocessor(Input(kind="float_features"), [wide, wide])
+
+
+def test_a_text_model_must_have_room_for_more_than_special_tokens(tmp_path: Path) -> None:
+    text(tmp_path, most=3)
+    with pytest.raises(InvalidRequest, match="max_tokens: must be above 2"):
+        text(tmp_path, most=2)

@@ -121,9 +121,9 @@ def test_as_many_bytes_as_shape_and_type_say(
     datatype: str, shape: tuple[int, ...], off: int
 ) -> None:
     wanted = int(np.prod(shape)) * np.dtype(DTYPES[datatype]).itemsize
-    given_bytes = max(0, wanted + off) if wanted + off >= 0 else wanted + 1
-    said = refusal(datatype, shape, bytes(given_bytes))
-    assert said == f"has {given_bytes} bytes, {datatype} of shape {list(shape)} needs {wanted}"
+    size = wanted + (off if wanted + off >= 0 else 1)
+    said = refusal(datatype, shape, bytes(size))
+    assert said == f"has {size} bytes, {datatype} of shape {list(shape)} needs {wanted}"
 
 
 @pytest.mark.parametrize("value", [2, 127, 128, 255])
@@ -181,7 +181,8 @@ def test_a_type_that_is_none_is_named(datatype: str) -> None:
         ([], b"", "ends before its 1 elements do"),
         ([1], struct.pack("<I", 2) + b"a", "longer than the rest"),
         ([1], b"\xff\xff\xff\xff", "longer than the rest"),
-        ([2], struct.pack("<I", 5) + b"a" + struct.pack("<I", 0), "longer than the rest"),
+        ([2], struct.pack("<I", 5) + b"a" + lengthened(b""), "ends before its 2 elements do"),
+        ([2], struct.pack("<I", 6) + b"a" + lengthened(b""), "longer than the rest"),
         ([1], lengthened(b"a", b"b"), "has 5 bytes after its last element"),
         ([1], lengthened(b"a") + b"\0", "has 1 bytes after its last element"),
         ([0], b"\0\0\0\0", "has 4 bytes after its last element"),
