@@ -145,9 +145,10 @@ class OnnxBackend:
     def instance(self) -> Instance:
         """One more executor; the first has the session that was opened to read the signature."""
         session = self._shared or (self._ready.pop() if self._ready else self._session())
-        return (
-            OnnxInstance(session) if self.device == "cpu" else BoundInstance(session, self.device)
-        )
+        # ONNX Runtime binds no text.
+        texts = any(spec.datatype == "BYTES" for spec in (*self.inputs, *self.outputs))
+        bound = self.device != "cpu" and not texts
+        return BoundInstance(session, self.device) if bound else OnnxInstance(session)
 
     def close(self) -> None:
         """Forget the sessions; ONNX Runtime frees them with their last reference."""

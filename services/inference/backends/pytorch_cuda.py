@@ -14,7 +14,7 @@ from services.inference.backends.pytorch_gpu import Compute, Slot
 from services.inference.backends.pytorch_program import Program, Tensors
 from services.inference.items import Array
 
-WARM_RUNS = 2
+WARM_RUNS = 3
 # A capture synchronises the whole device, which must not meet another capture.
 _capturing = threading.Lock()
 
@@ -41,7 +41,7 @@ class CudaGraph:
     def __init__(self, compute: Compute, example: Tensors, pool: object, stream: object) -> None:
         self._inputs = {name: values.clone() for name, values in example.items()}
         for _ in range(WARM_RUNS):
-            # Libraries set themselves up when they are first called, which cannot be captured.
+            # Libraries and compilers set themselves up in the first calls: no capture survives that.
             compute(self._inputs)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads go on allocating meanwhile; only this one must not.

@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -107,11 +108,11 @@ def load(manifest: Manifest, folder: Path) -> Any:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except GristmillError:
+    except (GristmillError, MemoryError):
         raise
     except Exception as error:
         # Whatever a configuration can hold, Transformers raises as many kinds of errors.
-        raise InvalidRequest.field(CONFIG, str(error)) from error
+        raise InvalidRequest.field("model files", str(error)) from error
     # What is missing would be filled with random numbers.
     if missing := sorted(report["missing_keys"]):
         raise InvalidRequest.field("weights", f"lack {', '.join(missing[:5])}")
@@ -166,10 +167,8 @@ def cast(model: Any, dtype: str) -> None:
     if dtype == "float16":
         exact |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for name, module in model.named_modules():
-        held = dict(module.named_parameters(recurse=False))
-        for own, value in module.named_buffers(recurse=False):
-            if own not in module._non_persistent_buffers_set:
-                held[own] = value
-        for own, value in held.items():
+        computed = module._non_persistent_buffers_set
+        held = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+        for own, value in ((own, value) for own, value in held if own not in computed):
             if value.is_floating_point() and not exact & {own, *name.split(".")}:
                 value.data = value.data.to(short)

@@ -4,11 +4,14 @@ import weakref
 from typing import Any
 
 import numpy as np
+import torch
 
 from services.inference.backends.pytorch import PyTorchBackend
 from services.inference.backends.pytorch_folder import FolderProgram
 from services.inference.backends.pytorch_gpu import GpuInstance, Mover
+from services.inference.backends.pytorch_program import Segments
 from services.inference.backends.pytorch_shapes import Sizes
+from services.inference.backends.pytorch_unpadded import _by_kernel
 from services.inference.manifest import Input, Manifest
 from tests.unit.inference import pytorch_toys as toys
 from tests.unit.inference.batches import mixed
@@ -154,6 +157,17 @@ def gpu_archives(at: Place) -> Any:
     return found
 
 
+def gpu_kernel(at: Place) -> Any:
+    """The attention of a GPU, called with tensors that have shapes and no values."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    segments = Segments(empty(4, dtype=torch.int32), empty(3, dtype=torch.int64), 5)
+    found = _by_kernel(*(empty(1, 2, 10, 16) for _ in range(3)), 0.25, segments)
+    return {"shape": list(found.shape), "type": str(found.dtype)}
+
+
 def gpu_closing(at: Place) -> Any:
     """Nothing is left, though instances and prepared batches are still held."""
     gpu = FakeGpu()
@@ -170,4 +184,4 @@ def gpu_closing(at: Place) -> Any:
     return {"gone": seen() is None, "closed": gpu.closed, "run": said}
 
 
-STEPS = (gpu_padded, gpu_packed, gpu_prepared, gpu_refused, gpu_archives, gpu_closing)
+STEPS = (gpu_padded, gpu_packed, gpu_prepared, gpu_refused, gpu_archives, gpu_kernel, gpu_closing)

@@ -151,7 +151,7 @@ def test_a_file_that_cannot_be_read_is_said(salt: Path, tmp_path: Path, name: st
 @pytest.mark.parametrize("kind", ["memory", "redis"])
 def test_a_salt_that_can_be_guessed_is_refused(salt: Path, kind: str) -> None:
     salt.write_text("fifteen letters\n\n")
-    with pytest.raises(ValueError, match="at least 16 bytes"):
+    with pytest.raises(ValueError, match="cache_salt_file must hold at least 16 bytes"):
         cache.build(ClassifierConfig(cache=kind, cache_redis_url=URL, cache_salt_file=salt))
 
 

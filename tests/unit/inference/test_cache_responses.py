@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,6 +182,7 @@ async def test_an_item_without_a_key_is_computed_each_time(model: Model) -> None
     strange = TensorsItem({"x": np.zeros(2, dtype="<M8[s]")})
     assert await model.ask(strange, "a", strange) == [0, 1, 0]
     assert await model.ask(strange) == [0]
+    assert len(model.responses._cache.memory) == 1
 
 
 async def test_many_who_ask_at_once_compute_once(model: Model) -> None:
@@ -289,15 +291,32 @@ async def test_who_leaves_while_it_looks_up_is_succeeded() -> None:
     assert model.responses.computing == 0
 
 
+class Threads(ThreadPoolExecutor):
+    """One thread that counts what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.given = 0
+
+    def submit(self, *args: Any, **more: Any) -> Any:
+        self.given += 1
+        return super().submit(*args, **more)
+
+
 async def test_large_items_are_hashed_on_a_thread_to_the_same_keys() -> None:
     cache = Cache(Keys(b"a secret of this test"), Memory(MOST))
-    with ThreadPoolExecutor(1) as threads:
+    with Threads() as threads:
         model = Model(cache.of("m", DIGEST, threads))
         large = "x" * (HERE_BYTES + 1)
         assert await model.ask("a", large) == [1, len(large)]
         assert await model.ask("a") == [1]
+        assert threads.given == 1
         assert await model.ask(large) == [len(large)]
+        assert threads.given == 2
         assert model.computed == ["a", large]
+        await model.ask(large, refuse_longer=True)
+        await model.ask(large, identity="you")
+        assert model.computed == ["a", large, large, large]
 
 
 async def test_looking_up_small_items_does_not_suspend() -> None:

@@ -83,6 +83,8 @@ class Message:
     task: asyncio.Task[None] = field(init=False)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
+    cleanup: asyncio.Future[None] | None = None
+    """What its computing takes to end."""
     doomed: type[BaseException] | None = None
     """How the test has it end, if not well."""
 
@@ -126,6 +128,8 @@ class Suite:
                 await run.end
             finally:
                 run.over = True
+                if message.cleanup is not None:
+                    await message.cleanup
 
         deadline = Deadline(message.order[1])
         told = message.hear
@@ -257,6 +261,21 @@ def test_who_is_cancelled_hands_over_at_once(suite: Suite) -> None:
     assert ended(third) is None
 
 
+def test_who_takes_over_does_not_wait_for_how_the_other_ends(suite: Suite) -> None:
+    other, first, second = suite.ask("b"), suite.ask("a", "b"), suite.ask("a")
+    first.cleanup = suite.loop.create_future()
+    first.task.cancel()
+    suite.loop.settle()
+    assert not first.task.done()
+    assert second.runs[0].indices == [0]
+    give(suite, second.runs[0], 0, VALUES["a"])
+    assert ended(second) is None
+    first.cleanup.set_result(None)
+    suite.loop.settle()
+    assert first.task.cancelled()
+    give(suite, other.runs[0], 0, VALUES["b"])
+
+
 def test_who_waits_gives_up_when_its_own_time_has_passed(suite: Suite) -> None:
     first, second = suite.ask("a", within_s=1), suite.ask("a", within_s=2)
     suite.loop.settle(1.99)
@@ -304,6 +323,27 @@ def test_the_more_urgent_takes_what_another_has_first_and_stops_computing(suite:
     assert ended(urgent) is None
     assert urgent.outcomes == {0: VALUES["a"]}
     assert urgent.runs[0].over
+
+
+def test_two_outcomes_in_one_turn_are_one(suite: Suite) -> None:
+    slow, urgent = suite.ask("a"), suite.ask("a", priority=1)
+    slow.runs[0].give(0, VALUES["a"])
+    urgent.runs[0].give(0, VALUES["a"])
+    suite.loop.settle()
+    assert (ended(slow), ended(urgent)) == (None, None)
+
+
+def test_who_is_asked_to_compute_and_told_in_one_turn_computes_nothing(suite: Suite) -> None:
+    slow = suite.ask("a")
+    urgent = suite.flights.join(b"a", (1, 0.0), lambda *_: None)
+    waiting = suite.ask("a", "b", priority=4)
+    suite.flights.leave(urgent)
+    slow.runs[0].give(0, VALUES["a"])
+    suite.loop.settle()
+    assert waiting.outcomes == {0: VALUES["a"]}
+    assert [run.indices for run in waiting.runs] == [[1]]
+    give(suite, waiting.runs[0], 1, VALUES["b"])
+    assert ended(waiting) is None
 
 
 def test_what_was_computed_twice_is_told_once(suite: Suite) -> None:

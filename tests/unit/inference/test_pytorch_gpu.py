@@ -10,7 +10,7 @@ pytestmark = pytest.mark.timeout(600)
 
 EXACT = 1e-5
 ROWS = [1, 3, 2, 3, 5, 1, 2, 3]
-STEPS = ("padded", "packed", "prepared", "refused", "archives", "closing")
+STEPS = ("padded", "packed", "prepared", "refused", "archives", "kernel", "closing")
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,10 @@ def test_archives_run_within_the_bounds_that_the_manifest_gives(said: Said, form
     found = said["gpu_archives"][form]
     assert found["difference"] < EXACT
     assert found["bad"] == "ValueError: input_ids: values must be from 0 to 30521"
+
+
+def test_the_kernel_takes_what_it_is_given(said: Said) -> None:
+    assert said["gpu_kernel"] == {"shape": [1, 10, 2, 16], "type": "torch.bfloat16"}
 
 
 def test_vectors_have_no_length_to_pad(said: Said) -> None:
