@@ -41,7 +41,7 @@ class CudaGraph:
     def __init__(self, compute: Compute, example: Tensors, pool: object, stream: object) -> None:
         self._inputs = {name: values.clone() for name, values in example.items()}
         for _ in range(WARM_RUNS):
-            # Libraries and compilers set themselves up in the first calls: no capture survives that.
+            # Libraries set themselves up in the first calls: no capture survives that.
             compute(self._inputs)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads go on allocating meanwhile; only this one must not.
