@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from services.classifier.config import ClassifierConfig
 from services.inference import cache
-from services.inference.cache.redis import RedisCache
+from services.inference.cache.redis import PREFIX, RedisCache
+from services.inference.cache.sealing import Sealer
 from services.inference.cache.sharing import Settle
 from services.inference.items import TextItem
 from services.inference.scoring import Outputs
@@ -111,7 +112,20 @@ async def test_replicas_that_are_configured_alike_share(salt: Path, tmp_path: Pa
         for made in (other, stranger):
             await made.close()
         assert len(server.keys()) == 2
+        with server.client() as client:
+            sealed = {name.removeprefix(PREFIX): client.get(name) for name in server.keys()}
+        for file in (salt, other_salt):
+            assert len([key for key in sealed if opens(file, key, sealed[key])]) == 1
     assert len(told) == 1
+
+
+def opens(salt: Path, key: bytes, data: bytes) -> bool:
+    """Whether a value was sealed under what is in a file."""
+    try:
+        Sealer(salt.read_bytes().strip()).open(key, data)
+    except ValueError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(

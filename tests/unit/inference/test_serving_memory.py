@@ -4,6 +4,7 @@ import asyncio
 import random
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -516,9 +517,8 @@ class Life:
     async def step(self) -> None:
         """One thing happens, and then a little time passes."""
         model = self.rng.choice("abcde")
-        await self.rng.choice([self.comes, self.comes, self.comes, self.goes, self.call, self.end])(
-            model
-        )
+        steps: list[Any] = [self.comes, self.comes, self.comes, self.goes, self.call, self.end]
+        await self.rng.choice(steps)(model)
         for _ in range(self.rng.randrange(30)):
             await asyncio.sleep(0)
             self.check()
