@@ -111,9 +111,10 @@ async def test_replicas_that_are_configured_alike_share(salt: Path, tmp_path: Pa
         assert not await ask(other), "memory has it here too"
         for made in (other, stranger):
             await made.close()
-        assert len(server.keys()) == 2
+        names = server.keys()
+        assert len(names) == 2
         with server.client() as client:
-            sealed = {name.removeprefix(PREFIX): client.get(name) for name in server.keys()}
+            sealed = {name.removeprefix(PREFIX): client.get(name) for name in names}
         for file in (salt, other_salt):
             assert len([key for key in sealed if opens(file, key, sealed[key])]) == 1
     assert len(told) == 1
