@@ -42,6 +42,7 @@ async def run(config: ClassifierConfig) -> None:
         config.providers,
         config.instances,
         config.quota_items_per_s,
+        config.device,
         kept,
         registry.profiles,
     )

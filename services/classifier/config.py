@@ -1,7 +1,7 @@
 """The settings of the classifier."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -22,6 +22,8 @@ class ClassifierConfig(FollowerConfig):
     """Folder for fetched models and the last catalog seen."""
     providers: tuple[str, ...] = ()
     """ONNX Runtime execution providers, best first; empty: CPU."""
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:[0-9]+)?)?$")] = ""
+    """Where PyTorch runs models, cpu or cuda:0; empty: on a GPU where there is one."""
     instances: int = Field(default=0, ge=0, le=64)
     """Batches that one model runs at once; 0: as its model.yaml says."""
     default_priority: int = Field(default=5, ge=1, le=9)

@@ -31,6 +31,7 @@ class Starter:
     providers: tuple[str, ...] = ()
     instances: int = 0
     quota_items_per_s: float = 0.0
+    device: str = ""
     cache: Cache | None = None
     """Of the process; a version whose model.yaml does not want it has none."""
     profiles: Callable[[str, int], Awaitable[list[ProfileEntry]]] = _none_measured
@@ -40,7 +41,14 @@ class Starter:
         """Load, warm up, and be ready."""
         profiles, loaded = await asyncio.gather(
             self.profiles(entry.model, entry.version),
-            asyncio.to_thread(loading.load, manifest, folder, self.instances, self.providers),
+            asyncio.to_thread(
+                loading.load,
+                manifest,
+                folder,
+                self.instances,
+                self.providers,
+                device=self.device,
+            ),
         )
         cost = await asyncio.to_thread(_cost, loaded, profiles)
         batching = manifest.batching

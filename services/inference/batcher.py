@@ -265,6 +265,8 @@ class Batcher:
         if len(self._scheduler) < self._ahead_from:
             return None
         work = self._form(1, full_only=True)
+        if work is not None:
+            self._workers[0].prepare(work)
         self._ahead_from = 1 if work else 2 * len(self._scheduler)
         return work
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.inference.backend import Instance
+from services.inference.backend import Instance, Preparing
 from services.inference.device import clock as device_clock
 from services.inference.items import Array, Encoded, pad
 from services.inference.scheduler import Batch
@@ -53,6 +53,7 @@ class Worker:
         multi_label: bool = False,
     ) -> None:
         self._instance = instance
+        self._preparing = instance if isinstance(instance, Preparing) else None
         self._clock = device_clock(device)
         self._fill = fill
         self._done = done
@@ -70,6 +71,16 @@ class Worker:
         self.running = work
         self.since = now
         self._inbox.put(work)
+
+    def prepare(self, work: Work) -> None:
+        """Have a batch that is formed ahead moved to the device while another is computed."""
+        if self._preparing is None:
+            return
+        try:
+            work.inputs = self._preparing.prepare(work.inputs)
+        except Exception:
+            # `run` would refuse it too, and is what tells whose fault it is.
+            return
 
     def run(self, work: Work) -> Ran:
         """Run a batch here and now; one that fails is run again item by item, once."""

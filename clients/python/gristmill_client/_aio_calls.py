@@ -45,8 +45,7 @@ class BidiMessages(Generic[M]):
             if is_cancelled() or self._given_up:
                 raise
         except (StopAsyncIteration, grpc.aio.AioRpcError):
-            if self._given_up:
-                raise asyncio.CancelledError from None
+            pass  # and how it ended is said below
         if (error := await self.failure()) is not None:
             raise error
         return cast(M, grpc.aio.EOF)

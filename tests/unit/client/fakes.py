@@ -127,7 +127,7 @@ class FakeClassifier:
 
 
 def classified(item: Any) -> result_pb2.ItemResult:
-    if item.text.text == "bad":
+    if item.text.text == "bad" or item.image.data == b"bad":
         status = rich_status(
             grpc.StatusCode.INVALID_ARGUMENT,
             "the item makes no sense",

@@ -28,7 +28,7 @@ BRIEFLY_S = 0.05
 
 
 def refused_at_go(fake: FakeBidi, requests: Iterator[Any], context: Any) -> Iterator[Any]:
-    next(requests)
+    """Reads nothing."""
     fake.wait()
     refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "wrong", error_info("INVALID_FIELD"))
     yield
@@ -149,7 +149,8 @@ def test_the_end_wakes_a_waiting_thread(how: str) -> None:
     fake = FakeBidi(refused_at_go)
     with serving(fake.register) as address, Client(classifier=address) as client:
         with client.classify_bidi() as stream, ThreadPoolExecutor() as threads:
-            stream.send_many(["x"] * WINDOW)
+            for _ in range(4):  # more than fits between: gRPC's own thread is stuck too
+                stream.send_many(["x" * 12_000] * (WINDOW // 4))
             waiting = threads.submit(stream.send, "x")
             until_it_waits(stream)
             if how != "the server":

@@ -152,18 +152,20 @@ def test_classify_takes_numbers(suite: Suite) -> None:
 
 def test_classify_takes_images_by_their_paths(tmp_path: Path) -> None:
     paths = [str(tmp_path / name) for name in ("cat.png", "dog.png")]
-    for path in paths:
-        Path(path).write_bytes(path.encode())
+    Path(paths[0]).write_bytes(b"good")
+    Path(paths[1]).write_bytes(b"bad")
     fake = FakeBidi()
     with serving(fake.register) as address:
         suite = Suite(address)
         result = suite.run("classify", "vision:2", *paths, "--images")
-        assert [row.split()[-1] for row in result.stdout.splitlines()[1:]] == [
-            path for path in paths for _ in range(2)
-        ]
+        rows = [row.split() for row in result.stdout.splitlines()[1:]]
+        assert rows[0] == ["positive", "0.7500", paths[0]]
+        assert rows[2][:2] == ["error", paths[1]]
+        assert result.exit_code == 1
         assert suite.run("classify", "vision", "no.png", "--images").exit_code == 2
         assert suite.run("classify", "vision", "x", "--images", "--features").exit_code == 2
-    assert [one.item.image.data.decode() for m in fake.messages for one in m.items] == paths
+    sent = [[one.item.image.data for one in message.items] for message in fake.messages]
+    assert sent == [[b"good"], [b"bad"]]
     assert fake.effective["0"][0].version == 2
 
 

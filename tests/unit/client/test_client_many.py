@@ -7,7 +7,8 @@ from typing import Any
 
 import grpc
 import pytest
-from gristmill_client import AsyncClient, Client, InvalidRequest, Unavailable
+from gristmill_client import AsyncClient, Client, InvalidRequest, Unavailable, _many
+from gristmill_client._backlog import Backlog
 
 from tests.unit.client.conftest import Twin
 from tests.unit.client.fake_bidi import FakeBidi, answer, answered, drain, drains_after, held
@@ -153,6 +154,39 @@ async def test_an_async_source_is_taken_too() -> None:
         async with AsyncClient(classifier=address) as client:
             found = [index async for index, _ in client.classify_many(texts())]
     assert sorted(found) == list(range(MANY))
+
+
+class Narrow:
+    """A stream with room for one message until its results are read."""
+
+    def __init__(self) -> None:
+        self.has_room = True
+        self._ids: list[str] = []
+
+    def __enter__(self) -> Narrow:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def send_many(self, items: dict[str, Any]) -> None:
+        assert self.has_room
+        self._ids += items
+        self.has_room = False
+
+    def __next__(self) -> tuple[str, Any]:
+        found = self._ids.pop()
+        self.has_room = not self._ids
+        return found, None
+
+    def close_send(self) -> None:
+        self._ids = [""]
+
+
+def test_nothing_is_sent_where_it_would_wait() -> None:
+    """For bytes, which only the server makes room for, and perhaps not before results are read."""
+    found = list(_many.classify_many(Narrow, ["x"] * 10, Backlog([], 3)))
+    assert sorted(index for index, _ in found) == list(range(10))
 
 
 def test_one_item_is_not_many(twin: Callable[..., Twin]) -> None:
