@@ -48,7 +48,8 @@ def running(
 ) -> Iterator[Pair]:
     """A registry and a classifier with two versions of a model, of which one is live."""
     folder = tmp_path_factory.mktemp("pair")
-    with pair(folder, f"--transport={request.param}") as found:
+    # Without a cache: every wave asks the same.
+    with pair(folder, f"--transport={request.param}", "--cache=off") as found:
         asyncio.run(_push(found, folder))
         yield found
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from gristmill.classifier.v1 import classifier_service_pb2 as pb
 from gristmill.classifier.v1 import classifier_service_pb2_grpc as rpc
-from gristmill.classifier.v1 import item_pb2, loaded_model_pb2
+from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2
 from gristmill.registry.v1 import model_pb2
 from gristmill_client import AsyncClient
 
@@ -34,6 +34,7 @@ BURST_EVERY = 10
 """Every so many moves, several are made without waiting for the first."""
 GROWTH_MIB = 30.0
 FLOWER = item_pb2.Item(float_features=item_pb2.FloatFeatures(values=[5.1, 3.5, 1.4, 0.2]))
+COMPUTED = options_pb2.ClassifyOptions(no_cache=True)
 STATES = ("ready", "loading", "draining", "failed", "unloaded")
 
 
@@ -95,7 +96,7 @@ class Callers:
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator["Callers"]:
         """For as long as the block lasts."""
-        shapes: list[Callable[[], Awaitable[None]]] = [self._bidi, *[self._unary] * 2, self._stream]
+        shapes = (self._bidi, self._unary, self._unary, self._many, self._stream)
         tasks = [asyncio.ensure_future(self._call_on(shape)) for shape in shapes]
         try:
             yield self
@@ -136,15 +137,21 @@ class Callers:
         self.seen.append(Seen(began, time.monotonic(), response.version))
         self._more.set()
 
-    async def _unary(self) -> None:
+    async def _unary(self, count: int = 3) -> None:
         began = time.monotonic()
-        answer = await self._stub.Classify(pb.ClassifyRequest(model=self._ref, items=[FLOWER] * 3))
-        assert len(answer.results) == 3
+        request = pb.ClassifyRequest(model=self._ref, items=[FLOWER] * count, options=COMPUTED)
+        answer = await self._stub.Classify(request)
+        assert len(answer.results) == count
         self._note(began, answer, *answer.results)
+
+    async def _many(self) -> None:
+        """So many that they are looked at on a thread, between version and queue."""
+        await self._unary(300)
 
     async def _stream(self) -> None:
         began, count, versions = time.monotonic(), 0, set()
-        request = pb.ClassifyStreamRequest(model=self._ref, items=[FLOWER] * 20)
+        items = [FLOWER] * 20
+        request = pb.ClassifyStreamRequest(model=self._ref, items=items, options=COMPUTED)
         async for one in self._stub.ClassifyStream(request):
             versions.add(one.version)
             count += 1
@@ -152,6 +159,7 @@ class Callers:
         assert (count, len(versions)) == (20, 1), "one version answers a whole call"
 
     async def _bidi(self) -> None:
+        """The same question again and again: from the cache, of the right version."""
         call, began = self._stub.ClassifyBidi(), {}
         for number in range(50):
             began[str(number)] = time.monotonic()

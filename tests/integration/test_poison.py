@@ -4,6 +4,7 @@ Wherever the poison acts, before the batch or in it, the others get the answers 
 """
 
 import asyncio
+import itertools
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,8 +37,8 @@ from tests.unit.registry_worker.folders import built, linear
 
 BATCH = 32
 """The size of a full batch of every model here."""
-PLACES = (0, 13, BATCH - 1)
-"""Where in the batch the poison is."""
+SIZES = (3, BATCH)
+"""Of the batches: small ones are scored in another way."""
 INVALID = (code_pb2.INVALID_ARGUMENT, "INVALID_FIELD")
 BROKEN = (code_pb2.INTERNAL, "BACKEND_FAILED")
 Serve = Callable[[Path], Any]
@@ -52,10 +53,9 @@ class Poison:
     bad: item_pb2.Item
     ends: tuple[int, str]
 
-    @property
-    def ran_with(self) -> int:
+    def ran_with(self, size: int) -> int:
         """How many ran together: what fails before the batch was not in it."""
-        return BATCH if self.ends == BROKEN else BATCH - 1
+        return size if self.ends == BROKEN else size - 1
 
 
 # Models.
@@ -261,10 +261,11 @@ async def test_one_poisoned_item_fails_alone(transport: str, kind: str, tmp_path
             good = [poison.good(number) for number in range(BATCH)]
             alone = [answer((await classify(served.stub, [item]))[0]) for item in good]
             assert len({tuple(one) for one in alone}) >= BATCH / 4, "all answers look the same"
-            for shape in SHAPES:
-                for place in PLACES:
-                    items = [*good[:place], poison.bad, *good[place + 1 :]]
+            for shape, size in itertools.product(SHAPES, SIZES):
+                for place in (0, size // 2, size - 1):
+                    items = [*good[:place], poison.bad, *good[place + 1 : size]]
                     results = await shape(served.stub, items)
+                    assert len(results) == size
                     _holds(poison, results, place, alone)
             (last,) = await classify(served.stub, [good[0]])
             assert answer(last) == pytest.approx(alone[0], abs=1e-5)
@@ -274,7 +275,7 @@ def _holds(poison: Poison, results: list[Any], place: int, alone: list[list[floa
     for index, result in enumerate(results):
         if index != place:
             assert answer(result) == pytest.approx(alone[index], abs=1e-5), index
-            assert result.timings.batch_size == poison.ran_with
+            assert result.timings.batch_size == poison.ran_with(len(results))
     failed = results[place]
     assert failed.WhichOneof("outcome") == "error", failed
     (info,) = details(failed.error, error_details_pb2.ErrorInfo)

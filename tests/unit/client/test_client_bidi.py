@@ -98,6 +98,15 @@ def test_a_message_may_have_its_own_model_and_options(begin: Begin) -> None:
     ]
 
 
+def test_another_alias_comes_without_the_streams_version(begin: Begin) -> None:
+    fake = FakeBidi()
+    client, stream = begin(fake, "sentiment", version=3)
+    client.run(stream.send("x", id="own", alias="candidate"))
+    client.next(stream)
+    model, _ = fake.effective["own"]
+    assert (model.model, model.alias, model.version) == ("sentiment", "candidate", 0)
+
+
 def test_the_only_model_served_may_be_meant_again(begin: Begin) -> None:
     fake = FakeBidi()
     client, stream = begin(fake)
@@ -152,3 +161,5 @@ def test_an_id_may_be_used_again_after_its_result(begin: Begin) -> None:
     for _ in range(3):
         client.run(stream.send("x", id="again"))
         assert client.next(stream)[0] == "again"
+    client.run(stream.close_send())
+    assert client.collect(stream) == []

@@ -77,6 +77,8 @@ def test_nothing_is_sent_after_the_end(begin: Begin) -> None:
 
 def test_nothing_is_sent_on_a_closed_stream(begin: Begin) -> None:
     client, stream = begin(FakeBidi())
+    client.run(stream.send_many(["x", "y"]))
+    client.next(stream)
     client.close(stream)
     client.close(stream)
     with pytest.raises(RuntimeError, match="closed"):
