@@ -89,7 +89,7 @@ class Conversation:
             raise error
         if self._under_way:
             return False
-        if self._draining:
+        if reader.cancelled():
             raise Draining("this server is shutting down; what has no result was not read")
         return True
 

@@ -29,6 +29,10 @@ class Model(Protocol):
         """An answer for each item, by the model itself."""
         ...
 
+    def charge(self, asked: Asked, items: int) -> None:
+        """Count items that were known against the caller's quota; raises what refuses them."""
+        ...
+
     def answer(self, item: Value, outcome: Scored, asked: Asked) -> Answer:
         """What a caller is told of outputs that were computed before."""
         ...
@@ -49,8 +53,10 @@ async def answered(
     found = await responses.look_up(asked.identity, items, refuse_longer=asked.refuse_longer)
     message = _Message(model, items, asked, on_answer, found.values)
     missing = len(found.missing)
-    spent, known = time.monotonic() - started, len(items) - missing
+    known = len([None for value in found.values if value is not None])
+    spent = time.monotonic() - started
     if known:
+        model.charge(asked, known)
         model.statistics.cache_hit.add(spent, known)
     if missing:
         model.statistics.cache_miss.add(spent, missing)
@@ -79,6 +85,8 @@ class _Message:
             Answer(error=item) if isinstance(item, GristmillError) else self._kept(value)
             for item, value in zip(items, values, strict=True)
         ]
+        self._told = False
+        """Whether somebody heard of an item that was not known from the start."""
         self._untold = [i for i, answer in enumerate(self.answers) if answer is not None]
 
     def tell_known(self) -> None:
@@ -107,9 +115,18 @@ class _Message:
             if outcome is None or settle(index, outcome):
                 self._set(index, answer)
 
-        await self._model.compute([self._items[i] for i in indices], self._asked, computed)
+        try:
+            await self._model.compute([self._items[i] for i in indices], self._asked, computed)
+        except GristmillError as error:
+            if not self._told:
+                raise
+            # Too late to refuse the message: what is left of it has failed each for itself.
+            for index in indices:
+                if self.answers[index] is None and settle(index, error):
+                    self._set(index, Answer(error=error))
 
     def _set(self, index: int, answer: Answer) -> None:
+        self._told = True
         self.tell_known()
         self.answers[index] = answer
         if self._on_answer:

@@ -155,6 +155,10 @@ class Classifier:
             metrics.REJECTED.labels(self.manifest.name, error.reason_given).inc()
             raise
 
+    def charge(self, asked: Asked, items: int) -> None:
+        """Count items that take no place in the queue against the caller's quota."""
+        self.admission.admit(asked.identity, asked.deadline, Cost(0, 0, items)).release()
+
     def answer(
         self, item: Encoded | Value, outcome: Outcome, asked: Asked, preprocess_s: float = 0.0
     ) -> Answer:

@@ -19,7 +19,18 @@ from services.inference.cache.memory import Memory
 from services.inference.scoring import Choice
 from services.runtime.admission import Limits
 from services.runtime.deadline import Deadline
-from tests.harness import SOON_S, classifier, collect, details, failure, metric, pb, serve, soon
+from tests.harness import (
+    SOON_S,
+    classifier,
+    collect,
+    details,
+    failure,
+    metric,
+    pb,
+    reason,
+    serve,
+    soon,
+)
 from tests.unit.classifier.models import World, message, number_in, text_item
 from tests.unit.inference.fakes import Device
 
@@ -36,7 +47,7 @@ class Rig:
         """Wait until so many items were not found in the cache."""
         async with asyncio.timeout(SOON_S):
             while self.world.runner().statistics.cache_miss.count < items:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
 
     async def classify(self, *items: item_pb2.Item, **options: Any) -> Any:
         """One call; probabilities come back, since they say whose answer it is."""
@@ -155,12 +166,21 @@ async def test_a_hit_needs_no_place_in_the_queue(transport: str, tmp_path: Path)
         stuck = [asyncio.ensure_future(_answer(r.call(message(n)))) for n in (2, 3)]
         async with asyncio.timeout(SOON_S):
             while r.world.runner().admission.items < 2:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
         assert cached(await r.classify(message(1))) == [True]
         refused = await failure(r.call(message(1), message(4)))
         assert refused.code() is Code.RESOURCE_EXHAUSTED, "the rest of the message found no place"
         r.device.open()
         await soon(asyncio.gather(*stuck))
+
+
+async def test_hits_count_against_the_quota(transport: str, tmp_path: Path) -> None:
+    limits = Limits(100, 2**40, quota_units_per_s=0.001, quota_burst_units=3)
+    async with rig(transport, tmp_path, limits=limits) as r:
+        for _ in range(3):
+            await r.classify(message(1))
+        refused = await failure(r.call(message(1)))
+        assert (refused.code(), reason(refused)) == (Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
 
 
 async def test_another_version_has_answers_of_its_own(transport: str, tmp_path: Path) -> None:

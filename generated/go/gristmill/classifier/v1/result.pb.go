@@ -132,7 +132,8 @@ type Classification struct {
 	Truncated bool `protobuf:"varint,3,opt,name=truncated,proto3" json:"truncated,omitempty"`
 	// Tokens that the model read, special tokens included. 0: not a token model.
 	Tokens uint32 `protobuf:"varint,4,opt,name=tokens,proto3" json:"tokens,omitempty"`
-	// The answer came from the response cache.
+	// The answer came from the response cache, or from an equal item that was
+	// being computed.
 	Cached        bool `protobuf:"varint,5,opt,name=cached,proto3" json:"cached,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -75,7 +75,9 @@ class Classification(_message.Message):
     tokens: _builtins.int
     """Tokens that the model read, special tokens included. 0: not a token model."""
     cached: _builtins.bool
-    """The answer came from the response cache."""
+    """The answer came from the response cache, or from an equal item that was
+    being computed.
+    """
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
         """The labels, best first: `top_k` of them, or of a multi-label model those
