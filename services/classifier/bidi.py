@@ -85,10 +85,12 @@ class Conversation:
 
     def _ended(self, reader: asyncio.Task[None]) -> bool:
         """Whether the stream ends now, and well; raises what ends it otherwise."""
-        if not reader.cancelled() and (error := reader.exception()):
-            raise error
-        if self._under_way:
+        error = None if reader.cancelled() else reader.exception()
+        # A message that cannot be taken ends the stream; what came before it is answered first.
+        if self._under_way and (error is None or isinstance(error, GristmillError)):
             return False
+        if error is not None:
+            raise error
         if reader.cancelled():
             raise Draining("this server is shutting down; what has no result was not read")
         return True
@@ -106,10 +108,9 @@ class Conversation:
         if request.HasField("options"):
             self._options = request.options
         ids = [item.id for item in request.items]
-        before = len(self._under_way)
-        self._under_way.update(ids)
-        if len(self._under_way) != before + len(ids):
+        if len(set(ids)) != len(ids) or not self._under_way.isdisjoint(ids):
             raise InvalidRequest.field("items.id", "is used twice among the items under way")
+        self._under_way.update(ids)
         self._spawn(self._answer(request, ids, self._model, self._options))
 
     async def _answer(

@@ -135,6 +135,11 @@ async def test_an_id_that_is_used_twice_ends_the_stream(
             await talk.send(named(1, "a"), named(2, "b"))
             await r.device.entered()
             await talk.send(named(3, "a"))
+            (stream,) = r.world.traffic.streams
+            await r.until(lambda: stream._reader.done())  # it has been read, while "a" runs
+            r.device.let_go(1)
+            found = numbers([await talk.result(), await talk.result()])
+            assert found == {"a": 1, "b": 2}, "what came before it is answered first"
         error = await talk.failure()
         assert (error.code(), reason(error)) == (Code.INVALID_ARGUMENT, "INVALID_FIELD")
         (violations,) = details(status_of(error), error_details_pb2.BadRequest)

@@ -91,6 +91,14 @@ func TestBidiCloseSendWakesAWaitingSend(t *testing.T) {
 	}
 }
 
+func TestBidiSendThatCloseSendOvertakesIsNotPending(t *testing.T) {
+	stream := openBidi(t, (&bidiLog{}).answering(forever))
+	stream.closed = true // the send has found room already
+	if err := stream.Send("a", Text("x")); !errors.Is(err, errClosedSend) || len(stream.Pending()) != 0 {
+		t.Errorf("got %v, pending %v", err, stream.Pending())
+	}
+}
+
 func TestBidiEndWakesAWaitingSend(t *testing.T) {
 	hold := make(chan struct{})
 	stream := openBidi(t, &classifierFake{bidi: func(stream bidiServer) error {

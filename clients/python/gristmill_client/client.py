@@ -86,10 +86,10 @@ class Client:
 
         An item is a str, a pair (str, str), a sequence of numbers, bytes (an encoded image), a
         mapping of input names to arrays (of numpy and alike), a Tensor or an Item message. One item
-        that is not in a list still gives a list, of one. `model` may be left
-        out where the server serves only one. `timeout` is in seconds; ClassifyOptions has the other
-        options. An item that failed alone carries its `error`: only what concerns the whole call
-        raises. RPC gristmill.classifier.v1.ClassifierService/Classify.
+        that is not in a list still gives a list, of one. `model` may be left out where the server
+        serves only one. `timeout` is in seconds; ClassifyOptions has the other options. An item
+        that failed alone carries its `error`: only what concerns the whole call raises.
+        RPC gristmill.classifier.v1.ClassifierService/Classify.
         """
         request = classify_messages.request(ClassifyRequest, items, model, options)
         return self._session.run(flows.classify(request, timeout))

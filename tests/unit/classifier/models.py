@@ -27,7 +27,8 @@ from services.inference.manifest import FILE_NAME, SCHEMA, Manifest
 from services.inference.meter import Meter
 from services.inference.serving import Serving
 from services.runtime.admission import Admission, Limits
-from services.runtime.catalog import Catalog, VersionEntry
+from services.runtime.catalog import Catalog, PolicyEntry, VersionEntry
+from services.runtime.traffic import Split
 from tests.harness import SOON_S
 from tests.unit.inference.texts import write_tokenizer
 
@@ -102,10 +103,15 @@ class World:
     backends: list[EchoBackend] = field(default_factory=list)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     cache: Cache | None = None
+    shadows: bool = False
+    made: dict[tuple[str, int], EchoBackend] = field(default_factory=dict)
+    """What runs a version, where a test has made it."""
 
     def __post_init__(self) -> None:
         write_tokenizer(self.folder, [f"n{i}" for i in range(NUMBERS)], special=False)
-        self.serving: Serving[Classifier] = Serving("classification", self._fetch, self.start)
+        self.serving: Serving[Classifier] = Serving(
+            "classification", self._fetch, self.start, shadows=self.shadows
+        )
         self.traffic = Traffic(self.serving)
         self.servicer = ClassifierServicer(self.serving, self.traffic)
 
@@ -125,7 +131,8 @@ class World:
     async def start(self, entry: VersionEntry, manifest: Manifest, folder: Path) -> Classifier:
         """A classifier on the echo backend."""
         vector = manifest.input is not None and manifest.input.kind == "float_features"
-        backend = EchoBackend(VECTOR if vector else IDS, self.hook)
+        made = self.made.get((entry.model, entry.version))
+        backend = made or EchoBackend(VECTOR if vector else IDS, self.hook)
         self.backends.append(backend)
         preprocessor = preprocessing.build(manifest, folder, backend.inputs)
         instances = [backend.instance() for _ in range(self.instances)]
@@ -163,11 +170,25 @@ class World:
         """A version that an alias points to, ready to answer."""
         if model not in self.manifests:
             self.declare(model, **fields)
+        self.knows(model, version)
+        self.catalog.set_alias(model, alias, version)
+        await self.serving.update(self.catalog)
+        await self.tried(model, version)
+
+    def knows(self, model: str, version: int) -> None:
+        """The registry has a version, which nothing points to."""
         self.catalog.set_model(model, "classification", archived=False)
         digest = f"{model}-{version}"
         self.catalog.set_version(VersionEntry(model, version, digest, ()), servable=True)
-        self.catalog.set_alias(model, alias, version)
+
+    async def policy(self, *splits: Split, shadow_version: int = 0, model: str = "m") -> None:
+        """The traffic policy of a model changes; no shares: it is gone."""
+        found = PolicyEntry(splits, "", shadow_version) if splits else None
+        self.catalog.set_policy(model, found)
         await self.serving.update(self.catalog)
+
+    async def tried(self, model: str, version: int) -> None:
+        """Wait until a version is ready, or has failed."""
         async with asyncio.timeout(SOON_S):
             while not any(
                 one.key == (model, version) and one.state != "loading"

@@ -3,7 +3,9 @@
 import itertools
 import math
 import string
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +22,7 @@ from gristmill.registry.v1 import registry_service_pb2 as registry_pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.runtime import bounds as bounds_module
 from services.runtime.bounds import MAX_VIOLATIONS, Bounds
 from services.runtime.errors import INVALID_FIELD, InvalidRequest, Violation
 from tests.harness import item, request
@@ -80,6 +83,48 @@ def message_classes(**fields_of: Sequence[Proto]) -> dict[str, Any]:
 def message_class(*fields: Proto) -> Any:
     """A message class with these fields."""
     return message_classes(M=fields)["M"]
+
+
+def choices(
+    *oneofs: Sequence[Proto], others: Sequence[Proto] = (), **more: Sequence[Proto]
+) -> dict[str, Any]:
+    """A message class `M` with these oneofs, `choice0` and so on, beside other fields and types."""
+    package = next(_names)
+    file = descriptor_pb2.FileDescriptorProto(
+        name=f"{package}.proto", package=package, syntax="proto3"
+    )
+    message = file.message_type.add(name="M")
+    for index in range(len(oneofs)):
+        message.oneof_decl.add(name=f"choice{index}")
+    numbered = itertools.count(1)
+    for index, members in enumerate(oneofs):
+        for one in members:
+            _added(message, one, next(numbered), package).oneof_index = index
+    for one in others:
+        added = _added(message, one, next(numbered), package)
+        if one.proto3_optional:
+            # The oneof that an optional field is alone in comes after all others.
+            added.oneof_index = len(message.oneof_decl)
+            message.oneof_decl.add(name=f"_{one.name}")
+    for name, plain in more.items():
+        message = file.message_type.add(name=name)
+        for number, one in enumerate(plain, start=1):
+            _added(message, one, number, package)
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}"))
+        for name in ("M", *more)
+    }
+
+
+def _added(message: Any, one: Proto, number: int, package: str) -> Proto:
+    added: Proto = message.field.add()
+    added.CopyFrom(one)
+    added.number = number
+    if one.type_name:
+        added.type_name = f".{package}.{one.type_name}"
+    return added
 
 
 def map_class(value: Proto, **bounds: Any) -> Any:
@@ -514,3 +559,179 @@ def test_what_has_no_bounds_costs_nothing() -> None:
         Inner=[field("text", STRING)],
     )["Plain"]
     Bounds().check(SimpleNamespace(DESCRIPTOR=plain.DESCRIPTOR))  # type: ignore[arg-type]
+
+
+# Members of a oneof: one look says which is there.
+
+INNER = [field("text", STRING, max_len=3), repeated(field("below", MESSAGE, "M"))]
+
+
+def test_of_a_oneof_only_the_member_that_is_there_is_checked() -> None:
+    cls = choices(
+        [
+            field("text", STRING, max_len=3),
+            field("number", INT32, max=9.0),
+            field("data", BYTES, min_len=2),
+            field("inner", MESSAGE, "Inner"),
+            field("free", STRING),
+        ],
+        Inner=[field("text", STRING, max_len=3)],
+    )["M"]
+    for taken in (
+        {},
+        {"text": "abc"},
+        {"number": 9},
+        {"data": b"ab"},
+        {"inner": {"text": "abc"}},
+        {"inner": {}},
+        {"free": "x" * 100},
+    ):
+        assert violations(cls(**taken)) == [], taken
+    for refused, path in (
+        ({"text": "four"}, "text"),
+        ({"number": 10}, "number"),
+        ({"data": b"a"}, "data"),
+        ({"inner": {"text": "four"}}, "inner.text"),
+    ):
+        assert paths(cls(**refused)) == [path]
+    message = cls(text="four")
+    message.number = 3
+    assert paths(message) == [], "the last that was set is the one that is there"
+
+
+def test_a_member_that_is_there_is_a_value_though_it_is_the_default() -> None:
+    cls = choices([field("number", INT32, min=1.0), field("text", STRING, min_len=1)])["M"]
+    assert paths(cls(number=0)) == ["number"]
+    assert paths(cls(text="")) == ["text"]
+    assert paths(cls()) == []
+
+
+def test_a_oneof_of_one_member_is_a_oneof() -> None:
+    cls = choices([field("number", INT32, min=1.0)])["M"]
+    assert [paths(cls(**given)) for given in ({}, {"number": 0}, {"number": 1})] == [
+        [],
+        ["number"],
+        [],
+    ]
+
+
+def test_a_required_member_is_the_one_that_must_be_there() -> None:
+    cls = choices([field("must", INT32, required=True, max=5.0), field("other", INT32, max=5.0)])[
+        "M"
+    ]
+    assert paths(cls()) == ["must"]
+    assert paths(cls(must=0)) == [], "present is enough"
+    assert paths(cls(must=6)) == ["must"]
+    assert paths(cls(other=1)) == ["must"]
+    assert paths(cls(other=6)) == ["must", "other"]
+    bare = choices([field("must", INT32, required=True), field("other", INT32)])["M"]
+    assert (paths(bare(other=1)), paths(bare(must=0))) == (["must"], [])
+
+
+def test_each_oneof_is_looked_at_and_what_stands_beside_them() -> None:
+    cls = choices(
+        [field("a", INT32, max=5.0), field("b", INT32, max=5.0)],
+        [field("c", INT32, max=5.0), field("d", STRING)],
+        others=[
+            optional(field("maybe", INT32, min=1.0)),
+            field("plain", INT32, max=5.0),
+            repeated(field("many", INT32, max=5.0)),
+        ],
+    )["M"]
+    assert sorted(paths(cls(b=6, c=6, maybe=0, plain=6, many=[5, 6]))) == [
+        "b",
+        "c",
+        "many[1]",
+        "maybe",
+        "plain",
+    ]
+    assert paths(cls(a=5, d="x", maybe=1, plain=5, many=[5])) == []
+
+
+def test_a_type_inside_itself_by_way_of_a_oneof() -> None:
+    cls = choices([field("inner", MESSAGE, "Inner"), field("number", INT32, max=9.0)], Inner=INNER)
+    message = cls["M"]()
+    deep = message.inner.below.add()
+    deep.inner.below.add().number = 9
+    deep.inner.below.add().number = 10
+    deep.inner.text = "four"
+    assert paths(message) == ["inner.below[0].inner.text", "inner.below[0].inner.below[1].number"]
+
+
+def test_a_oneof_without_bounds_costs_nothing() -> None:
+    cls = choices([field("a", INT32), field("b", MESSAGE, "Inner")], Inner=[field("t", STRING)])
+    Bounds().check(SimpleNamespace(DESCRIPTOR=cls["M"].DESCRIPTOR))  # type: ignore[arg-type]
+
+
+def test_violations_in_members_are_capped_too() -> None:
+    cls = choices([field("inner", MESSAGE, "Inner"), field("number", INT32, max=9.0)], Inner=INNER)
+    message = cls["M"]()
+    for _ in range(100):
+        message.inner.below.add().number = 10
+    found = paths(message)
+    assert len(found) == MAX_VIOLATIONS
+    assert found[-1] == "inner.below[31].number"
+
+
+# Paths, in the words of a caller.
+
+
+def test_a_deep_path_is_spelled_out() -> None:
+    """Field names, a number for each repeated one, a key for each map, and nothing else."""
+    classes = message_classes(
+        A=[field("b", MESSAGE, "B")],
+        B=[repeated(field("c", MESSAGE, "C"))],
+        C=[field("d", MESSAGE, "D"), repeated(field("e", STRING, max_len=1))],
+        D=[field("f", STRING, max_len=1, required=True)],
+    )
+    d, c, b = classes["D"], classes["C"], classes["B"]
+    fine = c(d=d(f="x"))
+    message = classes["A"](b=b(c=[fine, fine, fine, c(d=d(f="xx"), e=["x", "xx"]), c(d=d())]))
+    assert paths(message) == ["b.c[3].d.f", "b.c[3].e[1]", "b.c[4].d.f"]
+    (first, _, _) = violations(message)
+    assert first == Violation("b.c[3].d.f", "is 2 long, at most 1 is taken")
+
+
+def test_paths_of_the_contract_lead_through_its_oneofs() -> None:
+    message = request("fine")
+    for _ in range(2):
+        message.items.add().text_pair.second = "x" * 1_000_001
+    message.items.add().float_features.SetInParent()
+    assert paths(message) == [
+        "items[1].text_pair.second",
+        "items[2].text_pair.second",
+        "items[3].float_features.values",
+    ]
+
+
+def words_made(message: Message) -> int:
+    """How often a check puts a path into words."""
+    calls = 0
+
+    def seen(frame: Any, event: str, _: Any) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code is bounds_module._words.__code__
+
+    checks = Bounds()
+    checks.check(type(message)())
+    before = sys.getprofile()
+    sys.setprofile(seen)
+    try:
+        with suppress(InvalidRequest):
+            checks.check(message)
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+def test_a_path_is_put_into_words_only_for_a_violation() -> None:
+    """A message of many items is walked through without a string being made."""
+    cls = message_classes(
+        Outer=[repeated(field("inner", MESSAGE, "Inner"))],
+        Inner=[field("text", STRING, max_len=3), repeated(field("n", INT32, max=5.0))],
+    )
+    outer, inner = cls["Outer"], cls["Inner"]
+    good = [inner(text="abc", n=[1, 2, 3]) for _ in range(50)]
+    assert words_made(outer(inner=good)) == 0
+    assert words_made(outer(inner=[*good, inner(text="four", n=[6])])) == 2
+    assert words_made(outer(inner=[inner(n=[6])] * 100)) == MAX_VIOLATIONS
