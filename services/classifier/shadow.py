@@ -16,7 +16,7 @@ from services.inference.loaded import Loaded, Use
 from services.inference.scoring import Choice
 from services.runtime import metrics
 from services.runtime.deadline import Deadline
-from services.runtime.errors import GristmillError
+from services.runtime.errors import BackendFailed, GristmillError
 
 MOST_ITEMS = 1024
 """Under way at once, of all models; more are dropped."""
@@ -58,7 +58,8 @@ class Shadows:
                 if shadow.runner is None:
                     return
                 deadline = Deadline.after(TIMEOUT_S)
-                asked = Asked(IDENTITY, deadline, LEAST_URGENT, Choice(), True, no_cache=True)
+                # Outputs alone: labels are made of them here, where both are there to compare.
+                asked = Asked(IDENTITY, deadline, LEAST_URGENT, Choice(), no_cache=True, raw=True)
                 seen = await shadow.runner.classify(items, asked)
             for ours, theirs in zip(answers, seen, strict=True):
                 metrics.SHADOW_ITEMS.labels(model, version, _outcome(ours, theirs)).inc()
@@ -75,25 +76,35 @@ class Shadows:
 
 
 def _outcome(ours: Answer, theirs: Answer) -> str:
-    if theirs.error is not None:
-        return "failed" if ours.error is None else "agree"
-    if ours.error is not None:
-        return "disagree"
-    return "agree" if _best(ours) == _best(theirs) else "disagree"
+    best, other = _best(ours), _best(theirs)
+    if other is None:
+        return "failed" if best is not None else "agree"
+    return "agree" if best == other else "disagree"
 
 
 def _best(answer: Answer) -> str | None:
-    """The best label, whatever of them the caller asked for."""
+    """The best label, whatever of them the caller asked for; "" of outputs without
+    probabilities, and None where the item failed."""
     if answer.scored is None:
         return None
-    (label,) = answer.scored.batch.scores.labels(answer.scored.index, answer.names, Choice())
+    try:
+        scores = answer.scored.batch.scores
+    except BackendFailed:
+        return ""
+    try:
+        (label,) = scores.labels(answer.scored.index, answer.names, Choice())
+    except BackendFailed:
+        return None
     return label.label
 
 
 def _difference(ours: Answer, theirs: Answer) -> float | None:
-    """The largest between probabilities of the same labels; None where the labels differ."""
+    """The largest between probabilities of the same labels; None where nothing compares."""
     if ours.scored is None or theirs.scored is None or list(ours.names) != list(theirs.names):
         return None
-    one = ours.scored.batch.scores.row(ours.scored.index)
-    other = theirs.scored.batch.scores.row(theirs.scored.index)
+    try:
+        one = ours.scored.batch.scores.row(ours.scored.index)
+        other = theirs.scored.batch.scores.row(theirs.scored.index)
+    except BackendFailed:
+        return None
     return float(np.abs(one - other).max()) if one.shape == other.shape else None

@@ -31,13 +31,21 @@ def check(manifest: Manifest, folder: Path, preprocessor: Preprocessor, instance
         return 0
     labels = Labels(manifest.output.labels, manifest.output.multi_label)
     count = 0
-    for example in read(folder / name):
-        count += 1
-        where = f"{name}: line {example.line}"
-        if count > MOST:
-            raise InvalidRequest.field(where, f"at most {MOST} golden items are run")
-        row = _answer(example, where, manifest, preprocessor, instance)
-        _hold_against(example, row, labels, where)
+    try:
+        for example in read(folder / name):
+            count += 1
+            if count > MOST:
+                said = f"at most {MOST} golden items are run"
+                raise InvalidRequest.field(f"line {example.line}", said)
+            where = f"line {example.line}"
+            row = _answer(example, where, manifest, preprocessor, instance)
+            _hold_against(example, row, labels, where)
+    except FileNotFoundError as error:
+        raise InvalidRequest.field("model.yaml: files.golden", f"{name} is not there") from error
+    except InvalidRequest as error:
+        # Lines are named by whoever reads them, the file here.
+        first = error.violations[0]
+        raise InvalidRequest.field(f"{name}: {first.field}", first.description) from error
     return count
 
 
@@ -47,13 +55,16 @@ def _answer(
     (encoded,) = preprocessor.encode([example.item])
     if not isinstance(encoded, Encoded):
         raise InvalidRequest.field(where, encoded.message)
-    outputs = instance.run(pad([encoded], preprocessor.fill))
-    row = {output: values[0] for output, values in outputs.items()}
-    return probabilities(row, multi_label=manifest.output.multi_label)
+    try:
+        outputs = instance.run(pad([encoded], preprocessor.fill))
+        row = {output: values[0] for output, values in outputs.items()}
+        return probabilities(row, multi_label=manifest.output.multi_label)
+    except Exception as error:
+        raise InvalidRequest.field(where, f"the model cannot answer it: {error}") from error
 
 
 def _hold_against(example: Example, row: Floats, labels: Labels, where: str) -> None:
-    if example.labels:
+    if example.labels or example.listed:
         wanted = set(labels.indices(example, row.size))
         given = (
             set(np.flatnonzero(row >= MULTI_LABEL_FROM).tolist())

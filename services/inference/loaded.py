@@ -37,6 +37,8 @@ class Loaded(Generic[RunnerT]):
     users: int = 0
     by_hand: bool = False
     """Loaded by an explicit call: stays without an alias."""
+    starting: bool = False
+    """Being fetched and started, which cannot be stopped; it may have been unloaded meanwhile."""
     no_memory: bool = False
     """Failed for want of memory: tried again when some is given back."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)

@@ -38,8 +38,10 @@ def gpus() -> list[Gpu]:
     with _driver() as driver:
         if driver is None:
             return []
-        visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-        chosen = visible or [str(number) for number in range(_count(driver))]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        chosen = [str(number) for number in range(_count(driver))]
+        if visible is not None:  # set and empty hides all of them
+            chosen = [one.strip() for one in visible.split(",") if one.strip()]
         read = (_read(driver, f"cuda:{index}", one) for index, one in enumerate(chosen))
         return [gpu for gpu in read if gpu is not None]
 

@@ -130,7 +130,7 @@ class Scheduler:
         if not self._waiting:
             return None
         chosen, released = self._fill(free_instances)
-        if full_only and not self._is_full(chosen):
+        if full_only and released != "preferred" and not self._is_full(chosen):
             return None
         self._count_overtakes(chosen)
         self._keep(chosen)

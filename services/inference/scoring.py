@@ -47,7 +47,7 @@ class Scores:
         self.best_score: list[float]
         if self.rows.size <= SMALL:
             rows = self.rows.tolist()
-            self.finite = [math.isfinite(sum(row)) for row in rows]
+            self.finite = [all(map(math.isfinite, row)) for row in rows]
             self.best_score = [max(row) for row in rows]
             self.best = [row.index(best) for row, best in zip(rows, self.best_score, strict=True)]
         else:

@@ -54,7 +54,8 @@ class Serving(Generic[RunnerT]):
         self._only = only
         self._on_health = on_health
         self._retry_s = retry_s
-        self._budget = budget or Budget()
+        self._budget = held = budget or Budget()
+        metrics.MODEL_MEMORY.set_function(lambda: held.held_bytes)
         self._shadows = shadows
         self._catalog = Catalog()
         self._loaded: dict[Key, Loaded[RunnerT]] = {}
@@ -159,7 +160,7 @@ class Serving(Generic[RunnerT]):
         for loaded in self._loaded.values():
             if loaded.runner is not None:
                 await loaded.runner.close()
-                self._budget.give_back(loaded.key)
+                self._budget.give_back(loaded)
 
     def _pointed_at(self, model: ModelEntry) -> list[VersionEntry]:
         numbers = sorted(model.pointed_at(shadows=self._shadows))
@@ -200,6 +201,7 @@ class Serving(Generic[RunnerT]):
 
     async def _load(self, loaded: Loaded[RunnerT]) -> None:
         entry, started = loaded.entry, time.monotonic()
+        loaded.starting = True
         try:
             folder = await self._fetch(entry)
             loaded.manifest = await asyncio.to_thread(Manifest.read, folder)
@@ -223,13 +225,14 @@ class Serving(Generic[RunnerT]):
             else:  # unloaded by hand meanwhile
                 await runner.close()
                 self._give_memory_back(loaded)
+        loaded.starting = False
         loaded.tried.set()
         self._settle()
 
     async def _take_memory(self, loaded: Loaded[RunnerT], manifest: Manifest) -> None:
         """Hold what the version takes; what is draining is waited for, what serves is not moved."""
         size = manifest.memory_bytes or sum(a.size_bytes for a in loaded.entry.artifacts)
-        while not self._budget.take(loaded.key, size):
+        while not self._budget.take(loaded, size):
             draining = [one for one in self._loaded.values() if one.state == "draining"]
             loaded.no_memory = not draining
             if not draining:
@@ -241,21 +244,24 @@ class Serving(Generic[RunnerT]):
             await self._freed.wait()
 
     def _give_memory_back(self, loaded: Loaded[RunnerT]) -> None:
-        if not self._budget.give_back(loaded.key):
+        if not self._budget.give_back(loaded):
             return
-        metrics.MODEL_MEMORY.set(self._budget.held_bytes)
         self._freed.set()
         for one in self._loaded.values():
             if one.no_memory and one is not loaded and one.state == "failed":
-                one.no_memory, one.state = False, "loading"
-                self._spawn(self._load(one))
+                self._again(one)
 
     async def _load_later(self, loaded: Loaded[RunnerT]) -> None:
         """The registry did not send the files: that passes, unlike what is wrong with a model."""
         await asyncio.sleep(self._retry_s)
         if self._loaded.get(loaded.key) is loaded and loaded.state == "failed":
-            loaded.state = "loading"
-            await self._load(loaded)
+            self._again(loaded)
+
+    def _again(self, loaded: Loaded[RunnerT]) -> None:
+        """Try once more to load what could not be loaded; whoever asks for it waits for that."""
+        loaded.state, loaded.reason, loaded.no_memory = "loading", "", False
+        loaded.tried.clear()
+        self._spawn(self._load(loaded))
 
     async def _unload(self, loaded: Loaded[RunnerT], *, keep: bool) -> None:
         """Drain a version: its aliases no longer mean it, its users finish, it closes."""
@@ -267,7 +273,8 @@ class Serving(Generic[RunnerT]):
         if loaded.runner is not None:
             await loaded.runner.close()
             loaded.runner = None
-        self._give_memory_back(loaded)
+        if not loaded.starting:  # what is being started gives back when that has ended
+            self._give_memory_back(loaded)
         loaded.state = "unloaded"
         if not keep:
             self._loaded.pop(loaded.key, None)

@@ -15,6 +15,7 @@ from services.inference.preprocessing.preprocessor import DTYPES
 from services.runtime.errors import InvalidRequest
 
 MAX_ELEMENTS = 2**31
+MAX_DIMENSIONS = 64
 _LENGTH = struct.Struct("<I")
 
 
@@ -64,10 +65,10 @@ def elements(field: str, shape: Sequence[int]) -> int:
     """How many elements a shape has; InvalidRequest where that is more than can be meant."""
     if any(dimension < 0 for dimension in shape):
         raise InvalidRequest.field(field, f"shape {list(shape)} has a negative dimension")
-    count = math.prod(shape)
-    if count > MAX_ELEMENTS:
+    # Beside a 0 the others still count towards what an array can be.
+    if len(shape) > MAX_DIMENSIONS or math.prod(max(1, one) for one in shape) > MAX_ELEMENTS:
         raise InvalidRequest.field(field, f"shape {list(shape)} has too many elements")
-    return count
+    return math.prod(shape)
 
 
 def _dtype(field: str, datatype: str) -> type:

@@ -315,6 +315,8 @@ async def test_whoever_calls_it_by_name_goes_before_what_it_watches(m: Watched) 
         ((0.625, 0.375), "agree", 0.125),
         ((0.25, 0.75), "disagree", 0.5),
         ((0.0, 1.0), "disagree", 0.75),
+        ((1.0, 0.25), "agree", 0.25),
+        ((0.75, 0.5), "agree", 0.25),
     ],
 )
 async def test_best_labels_are_compared_and_all_probabilities(
@@ -365,27 +367,21 @@ async def test_versions_with_other_labels_are_compared_by_label(tmp_path: Path) 
     m = Watched(world, main, shadow)
     try:
         m.gives(2, lambda number: (0.25, 0.75) if number else (0.75, 0.25))
-        await m.call(0, 1)
-        assert await m.done() == {"agree": 1, "disagree": 1}, "and no difference is made of them"
+        await m.call(0, 1, 1)
+        assert await m.done() == {"agree": 2, "disagree": 1}, "and no difference is made of them"
     finally:
         await end(m)
 
 
-TWICE = pytest.mark.xfail(strict=True, reason="comparing raises, and the whole message has failed")
-
-
 @pytest.mark.parametrize(
-    ("ours", "outcome"),
-    [
-        pytest.param(math.nan, "agree", marks=TWICE),
-        pytest.param(0.5, "failed", marks=TWICE),
-    ],
+    ("ours", "theirs", "outcome"),
+    [(math.nan, math.nan, "agree"), (0.5, math.nan, "failed"), (math.nan, 0.5, "disagree")],
 )
 async def test_an_answer_that_is_no_number_is_one_item_that_failed(
-    m: Watched, ours: float, outcome: str
+    m: Watched, ours: float, theirs: float, outcome: str
 ) -> None:
     """It is counted once, and the items after it are compared all the same."""
-    for version, odd in ((1, ours), (2, math.nan)):
+    for version, odd in ((1, ours), (2, theirs)):
         m.gives(version, lambda number, odd=odd: (0.5, odd) if number == 1 else (0.75, 0.25))
     await m.call(0, 1, 2)
     found = await m.done()
@@ -394,7 +390,6 @@ async def test_an_answer_that_is_no_number_is_one_item_that_failed(
     assert found == expected
 
 
-@pytest.mark.xfail(strict=True, reason="labels are made of what the shadow gives, though not of it")
 async def test_raw_outputs_without_probabilities_are_no_failure(tmp_path: Path) -> None:
     """A model that only the Open Inference Protocol asks gives whatever it gives, to both."""
     m = await watched(tmp_path)
@@ -463,11 +458,19 @@ async def test_a_service_that_compares_nothing_does_not_load_it(tmp_path: Path) 
         await asyncio.sleep(0)
     try:
         assert [one.key for one in world.serving.models()] == [("m", 1)]
+        await world.add("m", 2, "canary")
         with world.traffic.use(Wanted("m")) as target:
             await soon(target.classify([text_item(1)], _asked()))
-        assert not world.traffic._shadows._tasks
+        assert not world.traffic._shadows._tasks, "nor compares it where it is there"
     finally:
         await soon(world.close())
+
+
+async def test_a_shadow_that_the_registry_does_not_have_is_nobody(m: Watched) -> None:
+    await m.world.policy(only(1), shadow_version=9)
+    (answer,) = await m.call(1)
+    assert answer.error is None
+    assert await m.done() == {}
 
 
 async def test_a_shadow_that_is_not_ready_is_not_waited_for(tmp_path: Path) -> None:

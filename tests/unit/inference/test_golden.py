@@ -122,9 +122,6 @@ def test_of_equal_answers_the_first_is_meant(tmp_path: Path) -> None:
     assert "the model answers a" in refusal(tmp_path, example([0, 0, 0], "b")).description
 
 
-NOT_NAMED = pytest.mark.xfail(strict=True, reason="only the line is named, not the file")
-
-
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -132,13 +129,13 @@ NOT_NAMED = pytest.mark.xfail(strict=True, reason="only the line is named, not t
         (example([1, 2], "a"), "3"),
         (example([1, 2, float("nan")], "a"), "finite"),
         ({"features": [], "label": "a"}, ""),
-        pytest.param("no JSON", "is no JSON", marks=NOT_NAMED),
-        pytest.param("[]", "is no JSON object", marks=NOT_NAMED),
-        pytest.param({"label": "a"}, 'needs "text"', marks=NOT_NAMED),
-        pytest.param({"features": [1, 2, 3]}, 'needs a "label"', marks=NOT_NAMED),
-        pytest.param(example(FIRST, "z"), "'z' is none of the labels: a, b, c", marks=NOT_NAMED),
-        pytest.param(example(FIRST, 3), "3 is none of the labels", marks=NOT_NAMED),
-        pytest.param(example(FIRST, ["a"]), "this model needs one label", marks=NOT_NAMED),
+        ("no JSON", "is no JSON"),
+        ("[]", "is no JSON object"),
+        ({"label": "a"}, 'needs "text"'),
+        ({"features": [1, 2, 3]}, 'needs a "label"'),
+        (example(FIRST, "z"), "'z' is none of the labels: a, b, c"),
+        (example(FIRST, 3), "3 is none of the labels"),
+        (example(FIRST, ["a"]), "this model needs one label"),
     ],
 )
 def test_a_line_that_is_no_item_of_the_model_is_refused(
@@ -217,14 +214,12 @@ def test_labels_of_a_multi_label_model_are_a_list(tmp_path: Path, label: Any) ->
     assert "this model needs a list of labels" in violation.description
 
 
-@pytest.mark.xfail(strict=True, reason="an empty list of labels is held against nothing")
 def test_no_label_is_held_against_the_model_too(tmp_path: Path) -> None:
     load(tmp_path, example([-1, -1, -1], []), **MULTI)
     violation = refusal(tmp_path, example([1, -1, -1], []), **MULTI)
     assert violation == Violation(f"{FILE}: line 1", "is none, the model answers a")
 
 
-@pytest.mark.xfail(strict=True, reason="an empty list of labels is held against nothing")
 def test_an_empty_list_is_not_one_label(tmp_path: Path) -> None:
     assert "needs one label" in refusal(tmp_path, example(FIRST, [])).description
 
@@ -232,7 +227,6 @@ def test_an_empty_list_is_not_one_label(tmp_path: Path) -> None:
 # What cannot be answered at all.
 
 
-@pytest.mark.xfail(strict=True, reason="BackendFailed, which names no line")
 def test_an_answer_that_is_no_number_is_refused_naming_file_and_line(tmp_path: Path) -> None:
     weights = np.full((3, 3), np.inf)
     violation = refusal(
@@ -241,7 +235,6 @@ def test_an_answer_that_is_no_number_is_refused_naming_file_and_line(tmp_path: P
     assert violation.field.startswith(f"{FILE}: line ")
 
 
-@pytest.mark.xfail(strict=True, reason="the backend's own error, which names no line")
 def test_an_item_that_the_model_cannot_run_is_refused_naming_file_and_line(tmp_path: Path) -> None:
     class Instance:
         def run(self, inputs: Any) -> dict[str, Array]:
@@ -254,7 +247,6 @@ def test_an_item_that_the_model_cannot_run_is_refused_naming_file_and_line(tmp_p
     assert raised.value.violations[0].field == f"{FILE}: line 1"
 
 
-@pytest.mark.xfail(strict=True, reason="FileNotFoundError")
 def test_a_file_that_is_not_there_is_the_manifests_error(tmp_path: Path) -> None:
     linear(tmp_path, LOUD, files=FILES)
     with pytest.raises(InvalidRequest):

@@ -185,7 +185,6 @@ def test_only_the_devices_that_cuda_sees_in_cudas_order(
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="empty is taken for unset")
 def test_an_empty_list_hides_all(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, Driver(TWO))
     assert visible(monkeypatch, "") == []

@@ -526,7 +526,6 @@ def test_cutting_leaves_nobody_overtaken_more_often(
 
 
 @pytest.mark.parametrize("waiting", [5, 6, 20])
-@pytest.mark.xfail(strict=True, reason="a batch that is cut never counts as full")
 def test_a_batch_cut_to_the_largest_preferred_size_cannot_become_fuller(waiting: int) -> None:
     """However many come, 4 is what a batch of at most 6 is cut to: nothing is waited for."""
     scheduler = Scheduler(6, preferred=(4,))

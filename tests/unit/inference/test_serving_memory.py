@@ -384,7 +384,6 @@ async def test_closing_gives_everything_back(world: World) -> None:
     assert world.held == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the gauge is set only when something is given back")
 async def test_the_gauge_says_what_is_held(world: World) -> None:
     await world.sized("a", 1, 60)
     await world.until("a", 1, "ready")
@@ -393,7 +392,6 @@ async def test_the_gauge_says_what_is_held(world: World) -> None:
     assert metric("gristmill_model_memory_bytes") == 0
 
 
-@pytest.mark.xfail(strict=True, reason="unloading gives back at once, though the start goes on")
 async def test_what_is_unloaded_while_it_starts_keeps_its_memory_until_it_is_closed(
     world: World,
 ) -> None:
@@ -411,7 +409,6 @@ async def test_what_is_unloaded_while_it_starts_keeps_its_memory_until_it_is_clo
     assert (held, world.held) == (90, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="the first start gives back what the second one holds")
 async def test_what_is_unloaded_while_it_starts_and_loaded_again_holds_its_memory(
     world: World,
 ) -> None:
@@ -431,7 +428,6 @@ async def test_what_is_unloaded_while_it_starts_and_loaded_again_holds_its_memor
 # Being tried again, as others see it.
 
 
-@pytest.mark.xfail(strict=True, reason="`tried` is set from the first time: it does not wait")
 async def test_loading_by_hand_waits_for_what_is_being_tried_again(world: World) -> None:
     await world.sized("a", 1, 60)
     await world.until("a", 1, "ready")
@@ -446,7 +442,6 @@ async def test_loading_by_hand_waits_for_what_is_being_tried_again(world: World)
     assert (await soon(loading)).state == "ready"
 
 
-@pytest.mark.xfail(strict=True, reason="the reason of the failure before stays")
 async def test_what_is_ready_after_all_has_no_reason(world: World) -> None:
     await world.sized("a", 1, 60)
     await world.until("a", 1, "ready")
