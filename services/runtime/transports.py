@@ -89,10 +89,9 @@ def build(name: Name, config: ServerConfig) -> tuple[grpc.aio.Server, int]:
     options = _options(name, config)
     server: grpc.aio.Server
     if name == "native":
-        # `from pygrpc_native import aio` recurses in 0.5; the module itself does not.
-        import pygrpc_native.aio as native
+        from services.runtime.native import Server
 
-        server = native.server(options=options)
+        server = Server(options=options)
     else:
         server = grpc.aio.server(options=options)
     address = _address(config.host, config.port)
@@ -129,6 +128,10 @@ def _options(name: Name, config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", round(config.min_ping_interval_s * 1000)),
         ("grpc.http2.max_ping_strikes", 2 if config.min_ping_interval_s else 0),
         ("grpc.so_reuseport", 0),
+        # Beyond 1,000 calls that no handler has taken up yet, grpc cancels some and gives no
+        # reason. Streams bound what a connection may have; admission refuses by name.
+        ("grpc.server.max_pending_requests", 1_000_000),
+        ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
         # Bit 0 is "identity": grpcio refuses compressed requests; native inflates gzip anyway.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_metadata_size", 16 * 1024),

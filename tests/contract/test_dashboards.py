@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
+from services.inference import nvml
 from services.runtime import metrics
 
 REPOSITORY = Path(__file__).parents[2]
@@ -48,7 +49,16 @@ def served() -> dict[str, set[str]]:
     for family, labels in declared().values():
         for suffix in SUFFIXES[family.type]:
             found[family.name + suffix] |= labels
-    return found
+    return found | of_gpus()
+
+
+@cache
+def of_gpus() -> dict[str, set[str]]:
+    """What is served where there is a GPU, which no machine of the tests has."""
+    gpu = nvml.Gpu("cuda:0", "a GPU", memory_bytes=2, used_bytes=1, busy=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nvml, "gpus", lambda: [gpu])
+        return {one.name: set(one.samples[0].labels) for one in nvml.GpuCollector().collect()}
 
 
 def declared() -> dict[str, tuple[Metric, set[str]]]:
@@ -65,7 +75,7 @@ def recorded() -> dict[str, set[str]]:
     """The series that rules.yml makes, with the labels that their names begin with."""
     rules = groups(PROMETHEUS / "rules.yml")
     levels = {rule["record"]: rule["record"].partition(":")[0] for rule in rules}
-    labels = TARGET_LABELS | {"model"}
+    labels = TARGET_LABELS | {"model", "version", "device", "level"}
     return {name: {one for one in labels if one in level} for name, level in levels.items()}
 
 
@@ -144,7 +154,7 @@ def test_one_dashboard_shows_what_the_metrics_have() -> None:
         family.name
         for name, (family, _) in declared().items()
         if name not in ("BUILD", "CALLS_STARTED")
-    }
+    } | of_gpus().keys()
     missing = {one for one in families if not any(name.startswith(one) for name in shown)}
     assert not missing, f"{file.name} and the rules leave these out"
 

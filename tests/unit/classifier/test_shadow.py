@@ -413,11 +413,14 @@ async def test_raw_outputs_without_probabilities_are_no_failure(tmp_path: Path) 
     for version in (3, 4):
         await world.tried("m", version)
     try:
-        (answer,) = await m.call(1, raw=True)
-        assert answer.outputs.keys() == {"one", "other"}
+        m.shadow.bad = {FIRST_TOKEN + 2.0}
+        answers = await m.call(1, 2, raw=True)
+        assert [answer.outputs.keys() for answer in answers] == [{"one", "other"}] * 2
         await m.done()
         of = {"model": "m", "version": "4"}
-        assert metric("gristmill_shadow_items_total", **of, outcome="failed") == 0
+        found = {o: metric("gristmill_shadow_items_total", **of, outcome=o) for o in OUTCOMES}
+        assert found == {"agree": 1, "disagree": 0, "failed": 1, "dropped": 0}
+        assert metric("gristmill_shadow_difference_count", **of) == 0
     finally:
         await end(m)
 

@@ -535,6 +535,34 @@ def test_a_batch_cut_to_the_largest_preferred_size_cannot_become_fuller(waiting:
     assert len(batch.entries) == 4
 
 
+CUT = pytest.mark.xfail(strict=True, reason="whatever is cut counts as full, what is not does not")
+
+
+@pytest.mark.parametrize(
+    ("waiting", "preferred", "budget", "expected"),
+    [
+        pytest.param(6, (4, 8), 0, 0, marks=CUT),  # two more, and it would be eight
+        (8, (4, 8), 0, 8),
+        (3, (4, 8), 0, 0),
+        (5, (2, 4), 0, 4),
+        pytest.param(3, (2, 4), 0, 0, marks=CUT),
+        pytest.param(4, (4,), 0, 4, marks=CUT),  # a fifth would be cut off
+        pytest.param(4, (4, 64), 0, 4, marks=CUT),  # nor does a batch ever hold 64
+        pytest.param(4, (4, 8), 60, 4, marks=CUT),  # eight of ten tokens are beyond the budget
+        (4, (4, 6), 60, 0),
+        (2, (), 0, 0),
+    ],
+)
+def test_a_batch_is_held_back_as_long_as_a_larger_preferred_size_may_be_filled(
+    waiting: int, preferred: tuple[int, ...], budget: int, expected: int
+) -> None:
+    scheduler = Scheduler(8, budget, preferred=preferred)
+    filled(scheduler, [10] * waiting)
+    batch = scheduler.take(full_only=True)
+    assert (len(batch.entries) if batch else 0) == expected
+    assert len(scheduler) == waiting - expected
+
+
 # What expires, although only a bound of the soonest deadline is kept.
 
 
