@@ -446,6 +446,8 @@ for file in sorted(pathlib.Path(".").rglob("*.py")):
         continue
     if parts == ("services", "work", "transformer") or parts[-1].startswith("pytorch"):
         continue  # needs torch, which a worker and a classifier may do without
+    if parts[-1] == "native" and importlib.util.find_spec("pygrpc_native") is None:
+        continue  # of the transports, which is chosen only where it is installed
     if parts[-1] == "redis" and importlib.util.find_spec("redis") is None:
         continue  # of the cache, which a worker does not have
     names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
