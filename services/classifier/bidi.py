@@ -41,6 +41,7 @@ class Conversation:
         self._model = model_pb2.ModelRef()
         self._options = options_pb2.ClassifyOptions()
         self._under_way: set[str] = set()
+        self._sending = 0
         self._ready: list[pb.BidiResult] = []
         self._changed = asyncio.Event()
         """Something is ready, or the reader has ended."""
@@ -70,8 +71,11 @@ class Conversation:
             self._changed.clear()
             while self._ready:
                 results, self._ready = self._ready[:MOST_RESULTS], self._ready[MOST_RESULTS:]
-                yield pb.ClassifyBidiResponse(results=results)
+                # A caller that has a result may use its id again; the window counts what is unsent.
                 self._under_way.difference_update([result.id for result in results])
+                self._sending = len(results)
+                yield pb.ClassifyBidiResponse(results=results)
+                self._sending = 0
                 self._room.set()
             if reader.done() and self._ended(reader):
                 return
@@ -98,7 +102,7 @@ class Conversation:
     async def _read(self, requests: AsyncIterator[pb.ClassifyBidiRequest]) -> None:
         async for request in requests:
             self._accept(request)
-            while len(self._under_way) >= WINDOW_ITEMS:
+            while len(self._under_way) + self._sending >= WINDOW_ITEMS:
                 self._room.clear()
                 await self._room.wait()
 
