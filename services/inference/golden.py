@@ -14,7 +14,7 @@ from services.inference.items import Encoded, pad
 from services.inference.manifest import Manifest
 from services.inference.preprocessing import Preprocessor
 from services.inference.scoring import Floats, probabilities
-from services.runtime.errors import InvalidRequest
+from services.runtime.errors import GristmillError, InvalidRequest
 
 MOST = 256
 """They are run one by one each time the version is loaded."""
@@ -60,7 +60,9 @@ def _answer(
         row = {output: values[0] for output, values in outputs.items()}
         return probabilities(row, multi_label=manifest.output.multi_label)
     except Exception as error:
-        raise InvalidRequest.field(where, f"the model cannot answer it: {error}") from error
+        # The words of a library are for the log: they may name what is no caller's business.
+        said = error.message if isinstance(error, GristmillError) else type(error).__name__
+        raise InvalidRequest.field(where, f"the model cannot answer it: {said}") from error
 
 
 def _hold_against(example: Example, row: Floats, labels: Labels, where: str) -> None:

@@ -130,7 +130,7 @@ class Scheduler:
         if not self._waiting:
             return None
         chosen, released = self._fill(free_instances)
-        if full_only and released != "preferred" and not self._is_full(chosen):
+        if full_only and not self._is_full(chosen):
             return None
         self._count_overtakes(chosen)
         self._keep(chosen)
@@ -179,9 +179,13 @@ class Scheduler:
         return "drained" if drained else "share"
 
     def _is_full(self, chosen: list[Entry]) -> bool:
-        """Whether not even an item that needs no padding could still join."""
-        padded = max(entry.length for entry in chosen) * (len(chosen) + 1)
-        return len(chosen) >= self.max_batch_size or 0 < self.max_batch_tokens < padded
+        """Whether no later arrivals, not even the shortest, would make a larger batch of it."""
+        larger = len(chosen) + 1
+        if len(chosen) in self.preferred:
+            never = self.max_batch_size + 1
+            larger = min([size for size in self.preferred if size >= larger], default=never)
+        longest = max([entry.length for entry in chosen])
+        return larger > self.max_batch_size or 0 < self.max_batch_tokens < longest * larger
 
     def _candidates(self, chosen: list[Entry]) -> Iterator[Entry]:
         """Who may join the head, nearest in length first; past an item that may not be overtaken

@@ -247,7 +247,6 @@ def test_an_item_that_the_model_cannot_run_is_refused_naming_file_and_line(tmp_p
     assert raised.value.violations[0].field == f"{FILE}: line 1"
 
 
-@pytest.mark.xfail(strict=True, reason="the backend's own words stand in the reason")
 def test_words_that_are_not_ours_are_told_by_their_kind(tmp_path: Path) -> None:
     """As of any load that fails: `ListLoadedModels` shows the reason to whoever may read it."""
 
