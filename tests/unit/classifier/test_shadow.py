@@ -406,11 +406,10 @@ async def test_raw_outputs_without_probabilities_are_no_failure(tmp_path: Path) 
             return Renamed()
 
     world = m.world
-    for version, device in ((3, m.main), (4, m.shadow)):
+    for version, device, shadow in ((3, m.main, 0), (4, m.shadow, 4)):
         world.made["m", version] = Numbers(device)
         world.knows("m", version)
-    await world.policy(only(3), shadow_version=4)
-    for version in (3, 4):
+        await world.policy(only(3), shadow_version=shadow)
         await world.tried("m", version)
     try:
         m.shadow.bad = {FIRST_TOKEN + 2.0}
