@@ -93,6 +93,9 @@ class Outputs:
             self._scores = Scores(self.arrays, multi_label=self.multi_label)
         except BackendFailed as error:
             self._failed = error
+        except Exception as error:
+            # It must not end the thread of the instance.
+            self._failed = BackendFailed(f"{type(error).__name__}: {error}")
 
     @property
     def scores(self) -> Scores:

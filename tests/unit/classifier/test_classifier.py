@@ -167,6 +167,23 @@ async def test_what_was_admitted_is_given_back_however_it_ends(
     assert (runner.admission.items, runner.admission.bytes) == (0, 0)
 
 
+@pytest.mark.xfail(strict=True, reason="only the queue of the version loaded last is told")
+async def test_the_queues_of_all_versions_of_a_model_count(world: World, device: Device) -> None:
+    """A shadow or a canary that is loaded, or goes, hides nothing of what waits for live."""
+    device.held = True
+    await world.add(version=1)
+    await world.add(version=2, alias="canary")
+    running = asyncio.ensure_future(world.runner().classify([text_item(1)], asked()))
+    await device.entered()
+    both = metric("gristmill_queue_items", model="m")
+    unloading = asyncio.ensure_future(world.serving.unload(Wanted("m", version=2)))
+    await soon(unloading)
+    one = metric("gristmill_queue_items", model="m")
+    device.open()
+    await soon(running)
+    assert (both, one) == (1, 1)
+
+
 async def test_a_message_of_bad_items_alone_is_answered(world: World, device: Device) -> None:
     await world.add()
     error = InvalidRequest("bad")

@@ -246,6 +246,44 @@ async def test_items_that_cannot_stand_together_are_run_alone(inline_s: float) -
         assert r.counts_add_up()
 
 
+class _Huge:
+    """An output that there is no memory to make probabilities of."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __array__(self, *_: Any, **__: Any) -> NDArray[Any]:
+        raise MemoryError
+
+
+@pytest.mark.parametrize("inline_s", [INLINE_S, 0.0])
+async def test_whatever_goes_wrong_with_probabilities_ends_no_instance(inline_s: float) -> None:
+    class Once:
+        def __init__(self) -> None:
+            self.runs = 0
+
+        def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, Any]:
+            self.runs += 1
+            rows = len(inputs["features"])
+            return {"logits": _Huge(rows) if self.runs == 1 else np.zeros((rows, 2))}
+
+    async with rig(made=[Once()], cost=CostModel(CHEAP, 0.0), inline_s=inline_s) as r:
+        first, second = (asyncio.ensure_future(r.ask(value, within_s=1.0)) for value in (1, 2))
+        await asyncio.wait([first, second])
+        for task in (first, second):
+            (outcome,) = task.result()
+            with pytest.raises(BackendFailed):
+                if not isinstance(outcome, Scored):
+                    raise outcome
+                _ = outcome.batch.scores
+        (after,) = await r.ask(3, within_s=1.0)
+        assert isinstance(after, Scored)
+        assert after.batch.scores.row(0).tolist() == [0.5, 0.5]
+
+
 async def test_who_cannot_take_an_outcome_harms_nobody_else_here() -> None:
     seen = Seen()
 
