@@ -23,6 +23,8 @@ from services.runtime.errors import BackendFailed, Draining, GristmillError, Inv
 
 WINDOW_ITEMS = 1024
 """Read and not yet sent; a message of any size is read while fewer are."""
+WINDOW_BYTES = 4 * 2**20
+"""The same for the messages that these came in."""
 MOST_RESULTS = 256
 """In one message."""
 MAX_TIMEOUT_S = 3600.0
@@ -40,7 +42,9 @@ class Conversation:
         self._default_timeout_s = default_timeout_s
         self._model = model_pb2.ModelRef()
         self._options = options_pb2.ClassifyOptions()
-        self._under_way: set[str] = set()
+        self._under_way: dict[str, int] = {}
+        """Ids read and not yet sent, with the bytes that each came in."""
+        self._bytes = 0
         self._sending = 0
         self._ready: list[pb.BidiResult] = []
         self._changed = asyncio.Event()
@@ -72,7 +76,7 @@ class Conversation:
             while self._ready:
                 results, self._ready = self._ready[:MOST_RESULTS], self._ready[MOST_RESULTS:]
                 # A caller that has a result may use its id again; the window counts what is unsent.
-                self._under_way.difference_update([result.id for result in results])
+                self._bytes -= sum([self._under_way.pop(result.id) for result in results])
                 self._sending = len(results)
                 yield pb.ClassifyBidiResponse(results=results)
                 self._sending = 0
@@ -102,9 +106,12 @@ class Conversation:
     async def _read(self, requests: AsyncIterator[pb.ClassifyBidiRequest]) -> None:
         async for request in requests:
             self._accept(request)
-            while len(self._under_way) + self._sending >= WINDOW_ITEMS:
+            while not self._has_room():
                 self._room.clear()
                 await self._room.wait()
+
+    def _has_room(self) -> bool:
+        return len(self._under_way) + self._sending < WINDOW_ITEMS and self._bytes < WINDOW_BYTES
 
     def _accept(self, request: pb.ClassifyBidiRequest) -> None:
         if request.HasField("model"):
@@ -112,9 +119,11 @@ class Conversation:
         if request.HasField("options"):
             self._options = request.options
         ids = [item.id for item in request.items]
-        if len(set(ids)) != len(ids) or not self._under_way.isdisjoint(ids):
+        if len(set(ids)) != len(ids) or not self._under_way.keys().isdisjoint(ids):
             raise InvalidRequest.field("items.id", "is used twice among the items under way")
-        self._under_way.update(ids)
+        sizes = [item.ByteSize() for item in request.items]
+        self._under_way.update(zip(ids, sizes, strict=True))
+        self._bytes += sum(sizes)
         self._spawn(self._answer(request, ids, self._model, self._options))
 
     async def _answer(

@@ -17,7 +17,7 @@ from services.inference.outcomes import Outcome
 from services.inference.preprocessing import Preprocessor
 from services.inference.statistics import Statistics
 from services.runtime import metrics
-from services.runtime.admission import Admission, Cost, Permit
+from services.runtime.admission import Admission, Cost, Permit, hide, show
 from services.runtime.errors import GristmillError, UnsupportedField
 
 
@@ -43,9 +43,7 @@ class Classifier:
         self.batcher = batcher
         self.admission = admission
         self._threads = threads
-        # Not `self`: the metric lives as long as the process, the model need not.
-        metrics.QUEUE_ITEMS.labels(manifest.name).set_function(lambda: admission.items)
-        metrics.QUEUE_LIMIT.labels(manifest.name).set(admission.limits.max_items)
+        show(manifest.name, admission)
 
     async def classify(
         self, items: Given, asked: Asked, on_answer: OnAnswer | None = None
@@ -185,6 +183,7 @@ class Classifier:
     async def close(self) -> None:
         """Finish what waits and give up the model."""
         await self.batcher.close()
+        hide(self.manifest.name, self.admission)
         await asyncio.to_thread(self.backend.close)
 
 

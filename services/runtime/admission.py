@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from services.runtime import metrics
 from services.runtime.deadline import Deadline
 from services.runtime.errors import (
     DeadlineExpired,
@@ -21,6 +22,7 @@ from services.runtime.errors import (
     Overloaded,
     QuotaExceeded,
 )
+from services.runtime.summed import Summed
 
 # Identities beyond this are forgotten, least recently seen first: buckets must not grow for ever.
 MAX_BUCKETS = 10_000
@@ -206,3 +208,19 @@ class Admission:
     def _release(self, cost: Cost) -> None:
         self.items -= cost.items
         self.bytes -= cost.bytes
+
+
+QUEUED: Summed[Admission] = Summed(metrics.QUEUE_ITEMS, lambda queue: queue.items)
+QUEUE_LIMITS: Summed[Admission] = Summed(metrics.QUEUE_LIMIT, lambda queue: queue.limits.max_items)
+
+
+def show(model: str, queue: Admission) -> None:
+    """Show the queue of one version of a model in the metrics, beside those of its others."""
+    QUEUED.add(model, queue)
+    QUEUE_LIMITS.add(model, queue)
+
+
+def hide(model: str, queue: Admission) -> None:
+    """No longer."""
+    QUEUED.remove(model, queue)
+    QUEUE_LIMITS.remove(model, queue)

@@ -9,13 +9,18 @@ import random
 import statistics
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import grpc
 import pytest
 from gristmill.classifier.v1 import options_pb2
 
-from services.classifier.bidi import WINDOW_ITEMS
+from services.classifier.bidi import WINDOW_BYTES, WINDOW_ITEMS
+from services.runtime.auth import ANONYMOUS
+from services.runtime.call import Call, enter
+from services.runtime.deadline import Deadline
 from tests.harness import SOON_S, pb, soon
 from tests.integration.bidi_streams import Rig, Talk, named, numbers, ref, rig, saying
 from tests.unit.classifier.models import NUMBERS, number_in
@@ -120,6 +125,33 @@ async def test_a_message_of_any_size_is_read_while_fewer_than_the_window_are_und
         assert found.pop("last") == 1
         assert len(found) == WINDOW_ITEMS - 2 + 1024
         assert all(number == int(name[1:]) for name, number in found.items())
+
+
+async def test_large_messages_fill_the_window_by_their_bytes(tmp_path: Path) -> None:
+    async with rig("grpcio", tmp_path) as r:
+        r.device.hold(0)
+        taken = 0
+
+        async def requests() -> AsyncIterator[pb.ClassifyBidiRequest]:
+            nonlocal taken
+            for number in range(40):
+                taken += 1
+                yield saying(named(number, str(number), words=100_000))
+
+        enter(Call("/test", "id", ANONYMOUS, Deadline.after(SOON_S)))
+        answers = r.world.servicer.ClassifyBidi(requests(), None)
+        first = asyncio.ensure_future(anext(answers))
+        fit = -(-WINDOW_BYTES // named(0, "0", words=100_000).ByteSize())
+        await r.submitted(fit)
+        for _ in range(100):  # turns in which a reader without a bound would read on
+            await asyncio.sleep(0)
+        assert taken == fit < 40
+        r.device.let_go(0)
+        found = len((await soon(first)).results)
+        async with aclosing(answers) as left:
+            async for response in left:
+                found += len(response.results)
+        assert found == taken == 40
 
 
 async def converse(rig_: Rig, channel: grpc.aio.Channel, seed: int, own: list[int]) -> None:

@@ -167,7 +167,6 @@ async def test_what_was_admitted_is_given_back_however_it_ends(
     assert (runner.admission.items, runner.admission.bytes) == (0, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="only the queue of the version loaded last is told")
 async def test_the_queues_of_all_versions_of_a_model_count(world: World, device: Device) -> None:
     """A shadow or a canary that is loaded, or goes, hides nothing of what waits for live."""
     device.held = True
