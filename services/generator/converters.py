@@ -1,6 +1,8 @@
 """Messages to prompts and generations to messages: the only place that knows both."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from gristmill.generator.v1 import (
     generator_service_pb2,
@@ -11,10 +13,12 @@ from gristmill.generator.v1 import (
 )
 from gristmill.registry.v1 import model_pb2
 
-from services.generator.engine import Sampling
+from services.generator.constraints import Constraint
+from services.generator.engine import Sampling, Tokenizer, Top
 from services.generator.generator import Choice, Delta, Generation, Generator, Prompt
+from services.generator.tools import Call, Tool, Toolbox
 from services.inference.loaded import Loaded, Wanted
-from services.runtime.errors import InvalidRequest, UnsupportedField
+from services.runtime.errors import InvalidRequest, ModelNotReady
 
 ROLES = {
     prompt_pb2.ROLE_SYSTEM: "system",
@@ -26,6 +30,8 @@ FINISH = {
     None: result_pb2.FINISH_REASON_UNSPECIFIED,
     "stop": result_pb2.FINISH_REASON_STOP,
     "length": result_pb2.FINISH_REASON_LENGTH,
+    "tool_calls": result_pb2.FINISH_REASON_TOOL_CALLS,
+    "cancelled": result_pb2.FINISH_REASON_CANCELLED,
 }
 
 
@@ -42,112 +48,189 @@ def prompt_in(message: prompt_pb2.Prompt, path: str) -> Prompt:
     if content == "tokens":
         return Prompt(ids=tuple(message.tokens.ids))
     if content == "chat":
-        _refuse_tools(message.chat, ("tools", "tool_choice"), f"{path}.chat")
         return Prompt(
-            messages=tuple(
-                _message_in(one, f"{path}.chat.messages[{i}]")
-                for i, one in enumerate(message.chat.messages)
-            )
+            messages=messages_in(message.chat.messages, f"{path}.chat.messages"),
+            toolbox=toolbox_in(message.chat, f"{path}.chat"),
         )
     raise InvalidRequest.field(f"{path}.content", "is required")
 
 
-def _message_in(message: prompt_pb2.ChatMessage, path: str) -> dict[str, str]:
-    """One message as chat templates know them."""
-    _refuse_tools(message, ("tool_calls", "tool_call_id"), path)
+def messages_in(
+    messages: Iterable[prompt_pb2.ChatMessage], path: str
+) -> tuple[dict[str, Any], ...]:
+    """Messages as chat templates know them."""
+    return tuple(_message_in(one, f"{path}[{i}]") for i, one in enumerate(messages))
+
+
+def _message_in(message: prompt_pb2.ChatMessage, path: str) -> dict[str, Any]:
     if message.role not in ROLES:
         raise InvalidRequest.field(f"{path}.role", f"{message.role} is not known")
-    found = {"role": ROLES[message.role], "content": message.content}
-    return {**found, "name": message.name} if message.name else found
+    role = ROLES[message.role]
+    if message.tool_calls and role != "assistant":
+        raise InvalidRequest.field(f"{path}.tool_calls", "only an assistant calls tools")
+    if message.tool_call_id and role != "tool":
+        raise InvalidRequest.field(f"{path}.tool_call_id", "only a tool answers a call")
+    found: dict[str, Any] = {"role": role, "content": message.content}
+    if message.name:
+        found["name"] = message.name
+    if message.tool_call_id:
+        found["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        found["tool_calls"] = [
+            _call_in(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)
+        ]
+    return found
 
 
-def _refuse_tools(
-    message: prompt_pb2.ChatPrompt | prompt_pb2.ChatMessage, names: tuple[str, ...], path: str
-) -> None:
-    given = {field.name for field, _ in message.ListFields()}
-    for name in names:
-        if name in given:
-            raise UnsupportedField.field(f"{path}.{name}", "no engine here takes tools yet")
+def _call_in(call: prompt_pb2.ToolCall, path: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.arguments_json or "{}")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest.field(f"{path}.arguments_json", f"is no JSON: {error}") from error
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
-def sampling_in(params: sampling_params_pb2.SamplingParams, engine: str) -> Sampling:
-    """How tokens are chosen; a field that the engine cannot honour is refused by name."""
+def toolbox_in(chat: prompt_pb2.ChatPrompt, path: str) -> Toolbox | None:
+    """The tools of a chat, and which must be called; None where it has none."""
+    tools = tools_in(chat.tools, f"{path}.tools")
+    choice = chat.tool_choice
+    kind = choice.WhichOneof("choice")
+    must = kind is not None and (kind == "name" or bool(getattr(choice, kind)))
+    if not tools:
+        if must and kind != "none":
+            raise InvalidRequest.field(f"{path}.tool_choice", "there are no tools to choose from")
+        return None
+    if not must:
+        return Toolbox(tools)
+    if kind == "none":
+        return Toolbox(tools, "none")
+    if kind == "name" and choice.name not in {tool.name for tool in tools}:
+        raise InvalidRequest.field(f"{path}.tool_choice.name", "is none of the tools")
+    return Toolbox(tools, "required", choice.name if kind == "name" else "")
 
-    def given(name: str) -> float | None:
+
+def tools_in(tools: Iterable[prompt_pb2.Tool], path: str) -> tuple[Tool, ...]:
+    """Tools, each of a name of its own."""
+    found = tuple(Tool(one.name, one.description, one.parameters_json_schema) for one in tools)
+    if len({tool.name for tool in found}) != len(found):
+        raise InvalidRequest.field(path, "names a tool twice")
+    return found
+
+
+def sampling_in(params: sampling_params_pb2.SamplingParams) -> Sampling:
+    """How tokens are chosen."""
+
+    def given(name: str) -> Any:
         return getattr(params, name) if params.HasField(name) else None  # type: ignore[arg-type]
 
-    if params.logit_bias:
-        raise UnsupportedField.field("params.logit_bias", f"{engine} has none")
-    if params.HasField("constraint"):
-        raise UnsupportedField.field("params.constraint", "is not built yet")
-    if params.logprobs:
-        raise UnsupportedField.field(
-            "params.logprobs", f"{engine} gives only the chosen token's: 0"
-        )
-    if params.min_p >= 1:
-        raise UnsupportedField.field("params.min_p", f"{engine} takes less than 1")
-    top_k = given("top_k")
     seed = given("seed")
     return Sampling(
         max_tokens=0,
         temperature=params.temperature if params.HasField("temperature") else 1.0,
         top_p=given("top_p"),
-        top_k=None if top_k is None else int(top_k),
+        top_k=given("top_k"),
         min_p=given("min_p"),
         presence_penalty=given("presence_penalty"),
         frequency_penalty=given("frequency_penalty"),
         repetition_penalty=given("repetition_penalty"),
         stop_token_ids=tuple(params.stop_token_ids),
-        seed=None if seed is None else int(seed) % 2**63,
-        logprobs=params.HasField("logprobs"),
+        seed=None if seed is None else seed % 2**63,
+        logprobs=given("logprobs"),
+        logit_bias=tuple(sorted(params.logit_bias.items())),
         ignore_eos=params.ignore_eos,
+        constraint=_constraint_in(params.constraint) if params.HasField("constraint") else None,
     )
 
 
-def generation_out(generation: Generation) -> result_pb2.Generation:
+def _constraint_in(message: sampling_params_pb2.OutputConstraint) -> Constraint:
+    kind = message.WhichOneof("constraint")
+    if kind == "json_schema":
+        return Constraint("json_schema", message.json_schema)
+    if kind == "regex":
+        return Constraint("regex", message.regex)
+    if kind == "choices":
+        return Constraint("choices", choices=tuple(message.choices.choices))
+    if kind == "json_object" and message.json_object:
+        return Constraint("json_object")
+    raise InvalidRequest.field("params.constraint.constraint", "is required")
+
+
+def call_in(call: Call) -> dict[str, Any]:
+    """A call of the model's own, as chat templates know it."""
+    function = {"name": call.name, "arguments": json.loads(call.arguments)}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def runner(loaded: Loaded[Generator]) -> Generator:
+    """What answers for a version."""
+    if loaded.runner is None:  # resolved versions are ready, and ready ones have a runner
+        raise ModelNotReady("the model is not ready", metadata={"state": "loading"})
+    return loaded.runner
+
+
+def started_out(loaded: Loaded[Generator], generation: Generation) -> generator_service_pb2.Started:
+    """The first message of an answer."""
+    return generator_service_pb2.Started(
+        model=loaded.entry.model,
+        version=loaded.entry.version,
+        prompt_tokens=len(generation.prompt),
+    )
+
+
+def generation_out(generation: Generation, tokenizer: Tokenizer) -> result_pb2.Generation:
     """A complete answer."""
     return result_pb2.Generation(
-        choices=[choice_out(choice, with_text=True) for choice in generation.choices],
+        choices=[choice_out(choice, tokenizer) for choice in generation.choices],
         usage=usage_out(generation),
         timings=timings_out(generation),
     )
 
 
-def choice_out(choice: Choice, *, with_text: bool) -> result_pb2.Choice:
-    """One answer; without what deltas carried already, where they did."""
+def choice_out(choice: Choice, tokenizer: Tokenizer | None = None) -> result_pb2.Choice:
+    """One answer; without a tokenizer, without what deltas carried already."""
     message = result_pb2.Choice(
         index=choice.index,
         finish_reason=FINISH[choice.finish],
         stop_match=choice.stop_match,
+        tool_calls=[
+            prompt_pb2.ToolCall(id=call.id, name=call.name, arguments_json=call.arguments)
+            for call in choice.calls
+        ],
     )
-    if with_text:
+    if tokenizer is not None:
         message.text = choice.text
         message.token_ids.extend(choice.ids)
-        message.logprobs.extend(_logprobs(choice.ids, choice.logprobs))
+        if choice.logprobs:
+            message.logprobs.extend(_logprobs(choice.ids, choice.logprobs, choice.top, tokenizer))
     return message
 
 
-def delta_out(delta: Delta, *, logprobs: bool) -> generator_service_pb2.Delta:
+def delta_out(delta: Delta, tokenizer: Tokenizer) -> generator_service_pb2.Delta:
     """More text of one choice."""
-    return generator_service_pb2.Delta(
-        index=delta.index,
-        text=delta.text,
-        token_ids=delta.ids,
-        logprobs=_logprobs(delta.ids, delta.logprobs) if logprobs else None,
-    )
+    message = generator_service_pb2.Delta(index=delta.index, text=delta.text, token_ids=delta.ids)
+    if delta.logprobs:
+        message.logprobs.extend(_logprobs(delta.ids, delta.logprobs, delta.top, tokenizer))
+    return message
 
 
 def _logprobs(
-    ids: list[int] | tuple[int, ...], values: list[float] | tuple[float, ...]
+    ids: Sequence[int], values: Sequence[float], tops: Sequence[Top], tokenizer: Tokenizer
 ) -> list[result_pb2.TokenLogprob]:
-    pairs = zip(ids, values, strict=False)
-    return [result_pb2.TokenLogprob(token_id=t, logprob=v) for t, v in pairs]
+    messages = [
+        result_pb2.TokenLogprob(token_id=token, text=tokenizer.piece(token), logprob=value)
+        for token, value in zip(ids, values, strict=False)
+    ]
+    for message, top in zip(messages, tops, strict=False):
+        for token, value in top:
+            message.top.add(token_id=token, text=tokenizer.piece(token), logprob=value)
+    return messages
 
 
 def finished_out(generation: Generation) -> generator_service_pb2.Finished:
     """The last message of a stream."""
     return generator_service_pb2.Finished(
-        choices=[choice_out(choice, with_text=False) for choice in generation.choices],
+        choices=[choice_out(choice) for choice in generation.choices],
         usage=usage_out(generation),
         timings=timings_out(generation),
     )
@@ -156,7 +239,9 @@ def finished_out(generation: Generation) -> generator_service_pb2.Finished:
 def usage_out(generation: Generation) -> result_pb2.Usage:
     """Tokens read and written."""
     return result_pb2.Usage(
-        prompt_tokens=len(generation.prompt), completion_tokens=generation.completion_tokens
+        prompt_tokens=len(generation.prompt),
+        cached_tokens=generation.cached,
+        completion_tokens=generation.completion_tokens,
     )
 
 

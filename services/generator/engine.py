@@ -1,10 +1,13 @@
 """What an engine is: prompts as token ids in, tokens out as they come. Knows no wire, no text."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from services.generator.constraints import Constraint, Kind
+from services.inference.templates.chat import ChatTemplate
 from services.runtime.admission import Permit
+from services.runtime.errors import UnsupportedField
 
 Finish = Literal["stop", "length"]
 
@@ -23,8 +26,43 @@ class Sampling:
     repetition_penalty: float | None = None
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
-    logprobs: bool = False
+    logprobs: int | None = None
+    """How many of the likeliest tokens to tell of at each place; 0: only the chosen one."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
     ignore_eos: bool = False
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What of the contract an engine can do; the rest is refused by the field's name."""
+
+    max_logprobs: int = 0
+    """Most alternatives that it tells of; 0: only the chosen token."""
+    logit_bias: bool = False
+    min_p_of_one: bool = False
+    constraints: frozenset[Kind] = frozenset()
+    cached_tokens: bool = False
+    """Whether it says how much of a prompt was in the prefix cache."""
+    crash_alone: bool = False
+    """Whether a prompt that makes a step fail fails by itself."""
+
+    def check(self, sampling: Sampling, engine: str) -> None:
+        """Raise UnsupportedField for what `engine` cannot do."""
+        if sampling.logprobs is not None and sampling.logprobs > self.max_logprobs:
+            said = f"{engine} tells of at most {self.max_logprobs} besides the chosen token"
+            raise UnsupportedField.field("params.logprobs", said)
+        if sampling.logit_bias and not self.logit_bias:
+            raise UnsupportedField.field("params.logit_bias", f"{engine} has none")
+        if sampling.min_p is not None and sampling.min_p >= 1 and not self.min_p_of_one:
+            raise UnsupportedField.field("params.min_p", f"{engine} takes less than 1")
+        if sampling.constraint is not None and sampling.constraint.kind not in self.constraints:
+            path = f"params.constraint.{sampling.constraint.kind}"
+            raise UnsupportedField.field(path, f"{engine} has none")
+
+
+Top = tuple[tuple[int, float], ...]
+"""The likeliest tokens at a place with their log probabilities, best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +73,9 @@ class Tokens:
     logprobs: Sequence[float] = ()
     finish: Finish | None = None
     """Set on the last."""
+    top: Sequence[Top] = ()
+    cached: int = 0
+    """Tokens of the prompt that were in the prefix cache, where the engine tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +88,8 @@ class Stats:
     steps: int = 0
     orphaned_steps: int = 0
     """Steps in which the engine still held an aborted prompt after the step that ends it."""
+    waiting: int = 0
+    """Prompts that the engine has taken and not begun."""
 
 
 class Tokenizer(Protocol):
@@ -55,6 +98,8 @@ class Tokenizer(Protocol):
     eos_ids: frozenset[int]
     vocabulary: int
     """Every token id is below this."""
+    template: ChatTemplate | None
+    """The model's own; None where it has none."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text as it is."""
@@ -64,8 +109,8 @@ class Tokenizer(Protocol):
         """Text of token ids, special ones left out; a character's missing bytes too."""
         ...
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """A conversation in the model's own template, ready for the answer."""
+    def piece(self, token: int) -> bytes:
+        """What one token stands for, special ones too; may be a part of a character."""
         ...
 
 
@@ -75,6 +120,9 @@ class Engine(Protocol):
     name: str
     device: str
     stats: Stats
+    capabilities: Capabilities
+    capacity_tokens: int
+    """Tokens that its key-value cache holds; 0: not known."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -94,9 +142,11 @@ class Engine(Protocol):
 
 @dataclass(slots=True)
 class EngineSettings:
-    """What every engine can be told."""
+    """What every engine can be told; `extra` holds what only one of them knows."""
 
-    kv_cache_gib: int = 1
+    kv_cache_gib: float = 1.0
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
-    extra: dict[str, str] = field(default_factory=dict)
+    max_context_tokens: int = 0
+    """0: what the model says."""
+    extra: Mapping[str, Any] = field(default_factory=dict)

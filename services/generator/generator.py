@@ -1,33 +1,56 @@
-"""One language model at work: prompt to tokens, admission, engine, text. Knows no wire."""
+"""One language model at work: prompt to tokens, admission, a place, the engine, text.
+
+Knows no wire.
+"""
 
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
-from services.generator.engine import Engine, Sampling, Tokens
+from services.generator import constraints, metering
+from services.generator.engine import Engine, Sampling, Tokens, Top
+from services.generator.fairness import Entry
+from services.generator.outbox import Delta, Outbox
+from services.generator.slots import Slots
 from services.generator.text import Detokenizer, StopFilter
+from services.generator.tools import MISTRAL, Call, CallReader, Toolbox, written_out
 from services.inference.manifest import Manifest
 from services.runtime import metrics
-from services.runtime.admission import Admission, Cost, Permit
+from services.runtime.admission import Admission, Cost, Permit, hide, show
 from services.runtime.deadline import Deadline
-from services.runtime.errors import DeadlineExpired, GristmillError, InvalidRequest
+from services.runtime.errors import (
+    DeadlineExpired,
+    GristmillError,
+    InvalidRequest,
+    UnsupportedField,
+)
 
-T = TypeVar("T")
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+__all__ = ["Asked", "Choice", "Delta", "Generation", "Generator", "Interrupted", "Prompt"]
+
+
+class Interrupted(Exception):
+    """The answer was ended before it was complete."""
+
+
+def _nothing() -> None:
+    """There is nothing to interrupt yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What to continue: exactly one of the three."""
+    """What to continue: exactly one of text, messages and ids."""
 
     text: str | None = None
-    messages: tuple[dict[str, str], ...] | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
     ids: tuple[int, ...] | None = None
+    toolbox: Toolbox | None = None
+    """With messages: what the model may call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +64,7 @@ class Asked:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     n: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """More text of one choice."""
-
-    index: int
-    text: str
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...] = ()
+    priority: int = 5
 
 
 @dataclass(slots=True)
@@ -61,8 +75,10 @@ class Choice:
     text: str = ""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top: list[Top] = field(default_factory=list)
     finish: FinishReason | None = None
     stop_match: str = ""
+    calls: list[Call] = field(default_factory=list)
     sent: int = 0
     """Tokens whose text has been sent."""
 
@@ -77,7 +93,11 @@ class Generation:
     queue_s: float = 0.0
     first_token_s: float = 0.0
     total_s: float = 0.0
+    cached: int = 0
     choices: list[Choice] = field(default_factory=list)
+    toolbox: Toolbox | None = None
+    interrupt: Callable[[], None] = _nothing
+    """End the answer where it is: whoever follows it hears Interrupted."""
 
     @property
     def completion_tokens(self) -> int:
@@ -91,6 +111,27 @@ class Generation:
         return (self.total_s - self.first_token_s) / (longest - 1) if longest > 1 else 0.0
 
 
+@dataclass(slots=True)
+class _Reader:
+    """What turns the tokens of one choice into its text."""
+
+    text: Detokenizer
+    stops: StopFilter
+    calls: CallReader | None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a generator does without being asked."""
+
+    default_max_tokens: int = 512
+    max_running: int = 64
+    max_unsent_tokens: int = 4096
+    """Generated and not read: beyond that a slow reader is cut off."""
+    coalesce_s: float = 0.0
+    """What comes within this of the last message goes into one; 0: each step is sent."""
+
+
 class Generator:
     """A version of a language model, ready to answer."""
 
@@ -100,22 +141,18 @@ class Generator:
         engine: Engine,
         admission: Admission,
         threads: ThreadPoolExecutor,
-        default_max_tokens: int,
+        limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.manifest = manifest
         self.engine = engine
         self.admission = admission
+        self.limits = limits or Limits()
+        self.slots = Slots(self.limits.max_running, clock)
         self._threads = threads
-        self._default_max_tokens = default_max_tokens
         self._clock = clock
-        # Not `self`: the metrics live as long as the process, the model need not.
-        name = manifest.name
-        metrics.QUEUE_ITEMS.labels(name).set_function(lambda: admission.items)
-        metrics.QUEUE_LIMIT.labels(name).set(admission.limits.max_items)
-        metrics.GEN_RUNNING.labels(name).set_function(lambda: engine.stats.running)
-        metrics.GEN_CACHE.labels(name).set_function(lambda: engine.stats.cache_usage)
-        metrics.GEN_ORPHANED.labels(name).set_function(lambda: engine.stats.orphaned_steps)
+        show(manifest.name, admission)
+        metering.show(manifest.name, engine, self.slots)
 
     @property
     def max_context_tokens(self) -> int:
@@ -140,23 +177,29 @@ class Generator:
                 )
 
     def _encode(self, prompt: Prompt, path: str) -> list[int]:
-        if prompt.messages is not None:
-            try:
-                text = self.engine.tokenizer.render(prompt.messages)
-            except RuntimeError as error:
-                raise InvalidRequest.field(
-                    f"{path}.chat", "the model's chat template refuses it"
-                ) from error
-            return self.engine.tokenizer.encode(text)
-        return self.engine.tokenizer.encode(prompt.text or "")
+        if prompt.messages is None:
+            return self.engine.tokenizer.encode(prompt.text or "")
+        template = self.engine.tokenizer.template
+        if template is None:
+            raise UnsupportedField.field(f"{path}.chat", "the model has no chat template")
+        tools = prompt.toolbox.tools if prompt.toolbox and prompt.toolbox.choice != "none" else ()
+        try:
+            if template.knows_tools:
+                text = template.render(prompt.messages, [tool.described() for tool in tools])
+            else:
+                text = template.render(written_out(prompt.messages, tools))
+        except InvalidRequest as error:
+            raise InvalidRequest.field(f"{path}.chat", error.message) from error
+        return self.engine.tokenizer.encode(text)
 
     async def prepare(
         self, prompt: Prompt, asked: Asked, path: str = "prompt"
     ) -> tuple[Generation, Sampling]:
         """The prompt as tokens, within the context, with what that leaves for the answer."""
         started = self._clock()
+        sampling = self._checked(prompt, asked, path)
         ids = await self.encode(prompt, path)
-        generation = Generation(ids, self._clock() - started, asked.arrived)
+        generation = Generation(ids, self._clock() - started, asked.arrived, toolbox=prompt.toolbox)
         room = self.max_context_tokens - len(ids)
         if not ids:
             raise InvalidRequest.field(path, "has no tokens")
@@ -166,15 +209,61 @@ class Generator:
                 f"{len(ids)} prompt tokens and {asked.max_tokens or 1} more do not fit "
                 f"the context of {self.max_context_tokens}",
             )
-        limit = asked.max_tokens or min(room, self._default_max_tokens)
-        return generation, replace(asked.sampling, max_tokens=limit)
+        limit = asked.max_tokens or min(room, self.limits.default_max_tokens)
+        self._check_cache(len(ids), limit, path)
+        return generation, replace(sampling, max_tokens=limit)
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse by field what is malformed, too large, or more than this engine can do."""
+        if sampling.constraint is not None:
+            constraints.check(sampling.constraint, "params.constraint")
+        self.engine.capabilities.check(sampling, self.engine.name)
+        vocabulary = self.engine.tokenizer.vocabulary
+        for token, _ in sampling.logit_bias:
+            if token >= vocabulary:
+                said = f"names token {token}; the vocabulary has {vocabulary} tokens"
+                raise InvalidRequest.field("params.logit_bias", said)
+
+    def _checked(self, prompt: Prompt, asked: Asked, path: str) -> Sampling:
+        """How tokens are chosen, a tool that must be called included."""
+        sampling, toolbox = asked.sampling, prompt.toolbox
+        self.check(sampling)
+        if toolbox is None:
+            return sampling
+        for index, tool in enumerate(toolbox.tools):
+            if tool.parameters:
+                where = f"{path}.chat.tools[{index}].parameters_json_schema"
+                constraints.check_schema(tool.parameters, where)
+        if not toolbox.forced:
+            return sampling
+        if sampling.constraint is not None:
+            said = "cannot be had together with a tool that must be called"
+            raise InvalidRequest.field("params.constraint", said)
+        forced = replace(sampling, constraint=toolbox.constraint())
+        self.engine.capabilities.check(forced, self.engine.name)
+        return forced
+
+    def _check_cache(self, prompt: int, limit: int, path: str) -> None:
+        capacity = self.engine.capacity_tokens
+        if capacity and prompt + limit > capacity:
+            raise InvalidRequest.field(
+                path if prompt >= capacity else "params.max_tokens",
+                f"{prompt} prompt tokens and {limit} more do not fit the key-value cache of "
+                f"{capacity} tokens",
+            )
 
     def admit(self, generation: Generation, sampling: Sampling, asked: Asked) -> Permit:
         """A permit for all the choices of a prompt."""
         tokens = len(generation.prompt)
-        cost = Cost(asked.n, tokens * asked.n, float((tokens + sampling.max_tokens) * asked.n))
+        work = float((tokens + sampling.max_tokens) * asked.n)
+        entry = Entry(asked.identity, asked.priority, work)
+        # Before its first token a caller has nothing; what comes after is its own choice.
+        wait_s = self.slots.predicted_wait_s(entry) + self.slots.predicted_first_s(tokens)
+        cost = Cost(asked.n, tokens * asked.n, work)
         try:
-            return self.admission.admit(asked.identity, asked.deadline, cost)
+            return self.admission.admit(
+                asked.identity, asked.deadline, cost, wait_s, self.slots.drain_s
+            )
         except GristmillError as error:
             metrics.REJECTED.labels(self.manifest.name, error.reason_given).inc()
             raise
@@ -183,9 +272,9 @@ class Generator:
         self, generation: Generation, sampling: Sampling, asked: Asked, permit: Permit
     ) -> AsyncIterator[Delta]:
         """Deltas of all choices; when it ends, `generation` is complete."""
-        generation.queue_s = self._clock() - generation.started
         generation.choices = [Choice(index) for index in range(asked.n)]
-        deltas: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
+        outbox = Outbox(asked.n, self.limits.max_unsent_tokens)
+        generation.interrupt = lambda: outbox.fail(Interrupted())
         # Choices with one seed would all be the same answer.
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
         tasks = [
@@ -193,37 +282,36 @@ class Generator:
                 self._choice(
                     choice,
                     generation,
-                    replace(sampling, seed=seed + choice.index),
+                    replace(sampling, seed=(seed + choice.index) % 2**63),
                     asked,
                     permit,
-                    deltas,
+                    outbox,
                 )
             )
             for choice in generation.choices
         ]
-        left = len(tasks)
+        late = DeadlineExpired("the deadline passed before the answer was complete")
+        remaining_s = max(0.0, asked.deadline.remaining(self._clock()))
+        timer = asyncio.get_running_loop().call_later(remaining_s, outbox.fail, late)
+        error = ""
         try:
-            while left:
-                one = await self._within(asked.deadline, deltas.get())
-                if isinstance(one, BaseException):
-                    raise one
-                if one is None:
-                    left -= 1
-                else:
-                    yield one
+            while deltas := await outbox.take():
+                if asked.deadline.expired(self._clock()):
+                    raise late
+                for delta in deltas:
+                    yield delta
+                if self.limits.coalesce_s:
+                    await asyncio.sleep(self.limits.coalesce_s)
+        except GristmillError as failed:
+            error = failed.reason_given
+            raise
         finally:
+            timer.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             generation.total_s = self._clock() - generation.started
-            self._measure(generation)
-
-    async def _within(self, deadline: Deadline, waiting: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout(max(0.0, deadline.remaining(self._clock()))):
-                return await waiting
-        except TimeoutError:
-            raise DeadlineExpired("the deadline passed before the answer was complete") from None
+            metering.measure(self.manifest.name, generation, error)
 
     async def _choice(
         self,
@@ -232,43 +320,60 @@ class Generator:
         sampling: Sampling,
         asked: Asked,
         permit: Permit,
-        deltas: "asyncio.Queue[Delta | BaseException | None]",
+        outbox: Outbox,
     ) -> None:
         """Follow one choice to its end."""
-        text = Detokenizer(self.engine.tokenizer.decode)
-        stops = StopFilter(asked.stop)
+        reader = self._reader(generation, asked)
+        work = float(len(generation.prompt) + sampling.max_tokens)
         try:
-            async with aclosing(
-                self.engine.submit(generation.prompt, sampling, permit)  # type: ignore[type-var]
-            ) as steps:
-                async for tokens in steps:
-                    if not generation.first_token_s:
-                        generation.first_token_s = self._clock() - generation.started
-                    delta = self._advance(choice, tokens, text, stops, sampling)
-                    if delta.text:
-                        deltas.put_nowait(delta)
-                    if choice.finish is not None:
-                        break
+            async with self.slots.one(Entry(asked.identity, asked.priority, work)):
+                began = self._clock()
+                generation.queue_s = generation.queue_s or began - generation.started
+                async with aclosing(
+                    self.engine.submit(generation.prompt, sampling, permit)  # type: ignore[type-var]
+                ) as steps:
+                    async for tokens in steps:
+                        if not choice.ids:
+                            self._began(generation, tokens, began)
+                        delta = self._advance(choice, tokens, reader, sampling)
+                        if delta.text:
+                            outbox.put(delta)
+                        if choice.finish is not None:
+                            break
         except Exception as error:
-            deltas.put_nowait(error)
+            outbox.end(error)
         else:
-            deltas.put_nowait(None)
+            outbox.end()
+
+    def _reader(self, generation: Generation, asked: Asked) -> _Reader:
+        tools = generation.toolbox
+        calls = None
+        if tools is not None and tools.choice != "none":
+            template = self.engine.tokenizer.template
+            mistral = template is not None and MISTRAL in template.source
+            calls = CallReader(whole=tools.forced, mistral=mistral)
+        return _Reader(Detokenizer(self.engine.tokenizer.decode), StopFilter(asked.stop), calls)
+
+    def _began(self, generation: Generation, tokens: Tokens, began: float) -> None:
+        """The first tokens of a choice have come."""
+        now = self._clock()
+        self.slots.first_token(len(generation.prompt), now - began)
+        generation.cached = max(generation.cached, tokens.cached)
+        if not generation.first_token_s:
+            generation.first_token_s = now - generation.started
 
     def _advance(
-        self,
-        choice: Choice,
-        tokens: Tokens,
-        text: Detokenizer,
-        stops: StopFilter,
-        sampling: Sampling,
+        self, choice: Choice, tokens: Tokens, reader: _Reader, sampling: Sampling
     ) -> Delta:
         """Take in what one step gave; the delta has the tokens since the last that had text."""
         eos = self.engine.tokenizer.eos_ids
         ended = bool(tokens.ids) and tokens.finish == "stop" and tokens.ids[-1] in eos
         ids = list(tokens.ids[:-1] if ended else tokens.ids)
         choice.ids += ids
-        if sampling.logprobs:
+        if sampling.logprobs is not None:
             choice.logprobs += tokens.logprobs[: len(ids)]
+            choice.top += [tuple(top[: sampling.logprobs]) for top in tokens.top[: len(ids)]]
+        text, stops = reader.text, reader.stops
         fresh = stops.push(text.push(ids) if ids else "")
         if tokens.finish is not None and not stops.matched:
             fresh += stops.push(text.flush())
@@ -279,25 +384,32 @@ class Generator:
             choice.finish = tokens.finish
             if tokens.finish == "stop" and ids and ids[-1] in sampling.stop_token_ids:
                 choice.stop_match = str(ids[-1])
+        if reader.calls is not None:
+            fresh = self._read_calls(choice, reader.calls, fresh)
         choice.text += fresh
         if not fresh:
             return Delta(choice.index, "", ())
         sent, choice.sent = choice.sent, len(choice.ids)
-        return Delta(choice.index, fresh, tuple(choice.ids[sent:]), tuple(choice.logprobs[sent:]))
-
-    def _measure(self, generation: Generation) -> None:
-        name = self.manifest.name
-        metrics.GEN_TOKENS.labels(name, "prompt").inc(len(generation.prompt))
-        metrics.GEN_TOKENS.labels(name, "completion").inc(generation.completion_tokens)
-        if generation.first_token_s:
-            metrics.GEN_FIRST_TOKEN.labels(name).observe(generation.first_token_s)
-        if generation.per_token_s:
-            metrics.GEN_PER_TOKEN.labels(name).observe(generation.per_token_s)
-        complete = all(choice.finish for choice in generation.choices)
-        metrics.GEN_DURATION.labels(name, "" if complete else "incomplete").observe(
-            generation.total_s
+        return Delta(
+            choice.index,
+            fresh,
+            tuple(choice.ids[sent:]),
+            tuple(choice.logprobs[sent:]),
+            tuple(choice.top[sent:]),
         )
+
+    def _read_calls(self, choice: Choice, calls: CallReader, fresh: str) -> str:
+        """The text without the calls in it."""
+        fresh = calls.push(fresh)
+        if choice.finish is not None:
+            fresh += calls.flush()
+            choice.calls = calls.calls
+            if calls.calls and choice.finish == "stop":
+                choice.finish = "tool_calls"
+        return fresh
 
     async def close(self) -> None:
         """End the engine."""
+        hide(self.manifest.name, self.admission)
+        metering.hide(self.manifest.name, self.engine, self.slots)
         await self.engine.close()

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import regex
+
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -11,13 +13,15 @@ class Detokenizer:
     """Text of a growing list of tokens, in pieces that join to the whole.
 
     Decodes a window that begins a little before what is new, since tokenizers join and strip at
-    the edges of what they decode.
+    the edges of what they decode. An emoji that more may be joined to is held back until it is
+    known whether more comes.
     """
 
     decode: Decode
     ids: list[int] = field(default_factory=list)
     _start: int = 0
     _read: int = 0
+    _held: str = ""
 
     def push(self, ids: Sequence[int]) -> str:
         """The text that these tokens complete; empty while a character is incomplete."""
@@ -27,14 +31,36 @@ class Detokenizer:
         if len(after) <= len(before) or after.endswith("\ufffd"):
             return ""
         self._start, self._read = self._read, len(self.ids)
-        return after[len(before) :]
+        text = self._held + after[len(before) :]
+        end = _settled(text)
+        self._held = text[end:]
+        return text[:end]
 
     def flush(self) -> str:
         """What is left when no more tokens come, however incomplete."""
         before = self.decode(self.ids[self._start : self._read])
         after = self.decode(self.ids[self._start :])
         self._start = self._read = len(self.ids)
-        return after[len(before) :]
+        held, self._held = self._held, ""
+        return held + after[len(before) :]
+
+
+_CLUSTERS = regex.compile(r"\X")
+_PICTURE = regex.compile(r"[\p{Extended_Pictographic}\p{Regional_Indicator}]")
+_MOST_HELD = 64
+"""Characters: no emoji is longer."""
+_FIRST_THAT_JOINS = "\u200d"
+
+
+def _settled(text: str) -> int:
+    """How much of a text is sure to stay as it is: all but an emoji at its end."""
+    if not text or text[-1] < _FIRST_THAT_JOINS:
+        return len(text)
+    tail = text[-_MOST_HELD:]
+    last = _CLUSTERS.findall(tail)[-1]
+    if len(last) == _MOST_HELD or not _PICTURE.search(last):
+        return len(text)
+    return len(text) - len(last)
 
 
 @dataclass(slots=True)

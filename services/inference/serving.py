@@ -8,6 +8,7 @@ Knows no wire: `fetch` brings the files and `start` makes them run.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Generic
@@ -21,6 +22,7 @@ from services.inference.memory import Budget
 from services.inference.pointers import Pointers
 from services.runtime import metrics
 from services.runtime.catalog import Catalog, ModelEntry, VersionEntry
+from services.runtime.deadline import Deadline
 from services.runtime.errors import (
     Draining,
     FailedPrecondition,
@@ -47,7 +49,10 @@ class Serving(Generic[RunnerT]):
         budget: Budget | None = None,
         *,
         shadows: bool = False,
+        make_room: bool = False,
     ) -> None:
+        """`make_room`: where a version does not fit beside the one that it replaces, that one goes
+        first, and calls wait meanwhile."""
         self._task = task
         self._fetch = fetch
         self._start = start
@@ -57,6 +62,11 @@ class Serving(Generic[RunnerT]):
         self._budget = held = budget or Budget()
         metrics.MODEL_MEMORY.set_function(lambda: held.held_bytes)
         self._shadows = shadows
+        self._make_room = make_room
+        self._replacing: set[str] = set()
+        """Models whose old version has gone to make room for one that is not ready yet."""
+        self._turn = asyncio.Event()
+        """Set, and replaced by another, whenever something may have become ready."""
         self._catalog = Catalog()
         self._loaded: dict[Key, Loaded[RunnerT]] = {}
         self._pointers = Pointers()
@@ -84,6 +94,22 @@ class Serving(Generic[RunnerT]):
         if shadow is None or not self._is_ready(shadow):
             return Use(loaded)
         return Use(loaded, self._loaded[shadow])
+
+    async def ready(self, wanted: Wanted, deadline: Deadline) -> "Use[RunnerT]":
+        """The same; a call to a model that is being replaced waits for the new version."""
+        while True:
+            try:
+                return self.use(wanted)
+            except ModelNotReady:
+                if not self._replacing or (wanted.model and wanted.model not in self._replacing):
+                    raise
+                remaining_s = max(0.0, deadline.remaining(time.monotonic()))
+                waiting = asyncio.timeout(remaining_s)
+                with suppress(TimeoutError):
+                    async with waiting:
+                        await self._turn.wait()
+                if waiting.expired():
+                    raise
 
     async def update(self, catalog: Catalog) -> None:
         """The registry says something new: load what is missing, then switch and drain."""
@@ -227,12 +253,14 @@ class Serving(Generic[RunnerT]):
                 self._give_memory_back(loaded)
         loaded.starting = False
         loaded.tried.set()
+        self._replacing.discard(entry.model)
         self._settle()
 
     async def _take_memory(self, loaded: Loaded[RunnerT], manifest: Manifest) -> None:
         """Hold what the version takes; what is draining is waited for, what serves is not moved."""
         size = manifest.memory_bytes or sum(a.size_bytes for a in loaded.entry.artifacts)
         while not self._budget.take(loaded, size):
+            self._replace(loaded)
             draining = [one for one in self._loaded.values() if one.state == "draining"]
             loaded.no_memory = not draining
             if not draining:
@@ -242,6 +270,22 @@ class Serving(Generic[RunnerT]):
                 )
             self._freed.clear()
             await self._freed.wait()
+
+    def _replace(self, loaded: Loaded[RunnerT]) -> None:
+        """Drain what the version replaces, where it may have its place before it is ready."""
+        model = loaded.key[0]
+        entry = self._catalog.models.get(model)
+        if not self._make_room or entry is None:
+            return
+        pointed_at = entry.pointed_at(shadows=self._shadows)
+        if loaded.key[1] not in pointed_at:
+            return  # loaded by hand: it replaces nothing
+        for one in list(self._loaded.values()):
+            leaves = one.key[0] == model and one.key[1] not in pointed_at and not one.by_hand
+            if leaves and one.state == "ready":
+                self._replacing.add(model)
+                one.state = "draining"
+                self._spawn(self._unload(one, keep=False))
 
     def _give_memory_back(self, loaded: Loaded[RunnerT]) -> None:
         if not self._budget.give_back(loaded):
@@ -288,6 +332,8 @@ class Serving(Generic[RunnerT]):
         self._pointers.settle(wanted, self._is_ready)
         self._drain_unused(wanted)
         self._tell(wanted)
+        self._turn.set()
+        self._turn = asyncio.Event()
 
     def _is_ready(self, key: Key) -> bool:
         loaded = self._loaded.get(key)

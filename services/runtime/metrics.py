@@ -117,9 +117,17 @@ GEN_PER_TOKEN = Histogram(
     buckets=(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
 )
 GEN_TOKENS = Counter(
-    "gristmill_generator_tokens", "Tokens by kind: prompt, completion.", ["model", "kind"]
+    "gristmill_generator_tokens",
+    "Tokens by kind: prompt, completion, cached (of the prompt).",
+    ["model", "kind"],
 )
 GEN_RUNNING = Gauge("gristmill_generator_running", "Prompts in the engine.", ["model"])
+GEN_WAITING = Gauge("gristmill_generator_waiting", "Prompts that wait for the engine.", ["model"])
+GEN_ENGINE_WAITING = Gauge(
+    "gristmill_generator_engine_waiting",
+    "Prompts that the engine has taken and not begun.",
+    ["model"],
+)
 GEN_ORPHANED = Gauge(
     "gristmill_generator_orphaned_steps",
     "Steps that still held an aborted prompt after the step that ends it, since the engine began.",

@@ -6,8 +6,12 @@ Steps happen when the test says so (`step`), so time plays no part.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from services.generator.engine import Sampling, Stats, Tokens
+from services.generator.engine import Capabilities, Sampling, Stats, Tokens
+from services.inference.templates.chat import ChatTemplate
 from services.runtime.admission import Permit
+
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+"""Contents in a row."""
 
 
 class FakeTokenizer:
@@ -15,6 +19,7 @@ class FakeTokenizer:
 
     eos_ids = frozenset({0})
     vocabulary = 0x110000
+    template: ChatTemplate | None = ChatTemplate(TEMPLATE, {})
 
     def encode(self, text: str) -> list[int]:
         """Code points."""
@@ -24,9 +29,9 @@ class FakeTokenizer:
         """Characters."""
         return "".join(chr(token) for token in ids if token)
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """Contents in a row."""
-        return "".join(message["content"] for message in messages)
+    def piece(self, token: int) -> bytes:
+        """The character."""
+        return chr(token).encode(errors="replace")
 
 
 class FakeEngine:
@@ -34,6 +39,8 @@ class FakeEngine:
 
     name = "fake"
     device = "cpu"
+    capabilities = Capabilities(max_logprobs=0, cached_tokens=True, crash_alone=True)
+    capacity_tokens = 0
 
     def __init__(self) -> None:
         self.tokenizer = FakeTokenizer()

@@ -1,11 +1,7 @@
 """The process that owns an OpenVINO GenAI pipeline: commands in, tokens out, one step at a time.
 
-It is a process because a step holds the interpreter's lock from beginning to end. It talks over a
-socket in lines of JSON and ends when the other side does.
-
-In:  {"add": id, "ids": [...], "sampling": {...}}, {"abort": id}
-Out: {"ready": {"device": ...}}, then after each step {"out": [[id, ids, logprobs, finish], ...],
-     "stats": [running, cache_usage, steps, orphaned_steps]}, and {"refused": id, "why": ...}
+It is a process because a step holds the interpreter's lock from beginning to end. What it says and
+hears over its socket is described in `process.py`.
 """
 
 import json
@@ -25,6 +21,8 @@ FINISH = {
     genai.GenerationFinishReason.LENGTH: "length",
 }
 Command = dict[str, Any]
+TRIAL_TOKENS = 319
+"""With the one that it gives they fill blocks of the cache of any common size."""
 
 
 class Worker:
@@ -34,6 +32,8 @@ class Worker:
         self._pipeline = pipeline
         self._out = out
         self._handles: dict[int, Any] = {}
+        self._unproven: set[int] = set()
+        """Prompts whose constraint no step has seen yet."""
         self._steps = 0
         self._orphaned = 0
         self._aborted = 0
@@ -47,9 +47,22 @@ class Worker:
                 idle = False
             self._step()
 
+    def trial(self) -> int:
+        """One prompt, so that all is warm: how many tokens the cache holds."""
+        config = genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos, config.do_sample = 2, True, False
+        prompt = openvino.Tensor(np.ones((1, TRIAL_TOKENS), dtype=np.int64))
+        self._pipeline.add_request(0, prompt, config)
+        percent = 0.0
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+            percent = max(percent, float(self._pipeline.get_metrics().cache_usage))
+        return int((TRIAL_TOKENS + 1) * 100 / percent) if percent > 0 else 0
+
     def _obey(self, command: Command) -> None:
         if "abort" in command:
             handle = self._handles.pop(command["abort"], None)
+            self._unproven.discard(command["abort"])
             if handle is not None:
                 handle.cancel()
                 self._aborted += 1
@@ -60,14 +73,23 @@ class Worker:
                 command["add"], prompt, _config(command["sampling"])
             )
         except RuntimeError as error:
-            self._write({"refused": command["add"], "why": str(error)})
+            self.write({"refused": command["add"], "why": str(error)})
         else:
             self._handles[command["add"]] = handle
+            if command["sampling"]["constraint"]:
+                self._unproven.add(command["add"])
 
     def _step(self) -> None:
         if not self._pipeline.has_non_finished_requests():
             return
-        self._pipeline.step()
+        try:
+            self._pipeline.step()
+        except RuntimeError as error:
+            if not self._unproven:
+                raise  # the process ends, and another takes its place
+            self._drop_unproven(error)
+            return
+        self._unproven.clear()
         self._steps += 1
         out = [item for key in list(self._handles) if (item := self._read(key))]
         held = int(self._pipeline.get_metrics().requests)
@@ -76,8 +98,16 @@ class Worker:
             self._orphaned += 1
         self._aborted = 0
         usage = float(self._pipeline.get_metrics().cache_usage) / 100
-        stats = [len(self._handles), usage, self._steps, self._orphaned]
-        self._write({"out": out, "stats": stats})
+        stats = [len(self._handles), usage, self._steps, self._orphaned, 0]
+        self.write({"out": out, "stats": stats})
+
+    def _drop_unproven(self, error: Exception) -> None:
+        """A step fails for a constraint that the engine cannot follow, and says so only then."""
+        for key in self._unproven:
+            self._handles.pop(key).cancel()
+            self._aborted += 1
+            self.write({"refused": key, "why": str(error)})
+        self._unproven.clear()
 
     def _read(self, key: int) -> list[Any] | None:
         handle = self._handles[key]
@@ -91,12 +121,14 @@ class Worker:
                 finish = FINISH.get(output.finish_reason, finish)
         status = handle.get_status()
         if finish is None and status == genai.GenerationStatus.IGNORED:
-            finish = "refused"  # the cache cannot hold it even alone
+            del self._handles[key]
+            self.write({"refused": key, "why": "the key-value cache cannot hold it even alone"})
+            return None
         if finish is not None:
             del self._handles[key]
-        return [key, ids, logprobs, finish] if ids or finish else None
+        return [key, ids, logprobs, finish, [], 0] if ids or finish else None
 
-    def _write(self, message: dict[str, Any]) -> None:
+    def write(self, message: dict[str, Any]) -> None:
         self._out.write(json.dumps(message).encode() + b"\n")
         self._out.flush()
 
@@ -119,8 +151,26 @@ def _config(sampling: dict[str, Any]) -> Any:
         config.rng_seed = sampling["seed"]
     if sampling["stop_token_ids"]:
         config.stop_token_ids = set(sampling["stop_token_ids"])
-    config.logprobs = 1 if sampling["logprobs"] else 0
+    config.logprobs = 0 if sampling["logprobs"] is None else 1
     config.ignore_eos = sampling["ignore_eos"]
+    if sampling["constraint"]:
+        config.structured_output_config = _constraint(sampling["constraint"])
+    return config
+
+
+def _constraint(given: dict[str, Any]) -> Any:
+    config = genai.StructuredOutputConfig()
+    if given["kind"] == "json_schema":
+        config.json_schema = given["value"]
+    elif given["kind"] == "json_object":
+        config.json_schema = '{"type": "object"}'
+    elif given["kind"] == "regex":
+        config.regex = given["value"]
+    else:
+        # A text in JSON's form is one in the grammar's form too.
+        config.grammar = "root ::= " + " | ".join(
+            json.dumps(choice, ensure_ascii=False) for choice in given["choices"]
+        )
     return config
 
 
@@ -136,7 +186,7 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     settings = json.loads(sys.argv[3])
     scheduler = genai.SchedulerConfig()
-    scheduler.cache_size = settings["kv_cache_gib"]
+    scheduler.cache_size = max(1, round(settings["kv_cache_gib"]))
     scheduler.max_num_seqs = settings["max_num_seqs"]
     scheduler.max_num_batched_tokens = settings["max_num_batched_tokens"]
     scheduler.enable_prefix_caching = True
@@ -145,8 +195,7 @@ def main() -> None:
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     out = connection.makefile("wb")
     worker = Worker(pipeline, out)
-    out.write(json.dumps({"ready": {"device": "cpu"}}).encode() + b"\n")
-    out.flush()
+    worker.write({"ready": {"device": "cpu", "capacity_tokens": worker.trial()}})
     threading.Thread(
         target=_receive, args=(connection.makefile("rb"), commands), daemon=True
     ).start()

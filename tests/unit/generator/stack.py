@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from services.generator.engine import Engine, Sampling, Tokens
 from services.generator.engines.fake import FakeEngine
 from services.generator.generator import Asked, Choice, Delta, Generation, Generator, Prompt
+from services.generator.generator import Limits as OwnLimits
 from services.inference.manifest import Manifest
 from services.inference.serving import Serving
 from services.runtime.admission import Admission, Limits, Permit
@@ -93,14 +94,14 @@ def generator(
     default_max_tokens: int = 512,
     limits: Limits = ROOMY,
     clock: Callable[[], float] | None = None,
+    **more: Any,
 ) -> Iterator[Generator]:
     """A generator over `engine`."""
     time = clock or asyncio.get_running_loop().time
     with ThreadPoolExecutor(1) as threads:
         admission = Admission(limits, time)
-        yield Generator(
-            Manifest.parse(manifest(context)), engine, admission, threads, default_max_tokens, time
-        )
+        own = OwnLimits(default_max_tokens, **more)
+        yield Generator(Manifest.parse(manifest(context)), engine, admission, threads, own, time)
 
 
 async def serving(runner: Generator, folder: Path, version: int = 3) -> Serving[Generator]:

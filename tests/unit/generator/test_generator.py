@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from services.generator.engine import Sampling, Tokens
 from services.generator.engines.fake import FakeEngine
 from services.generator.generator import Delta, Prompt
+from services.inference.templates.chat import ChatTemplate
 from services.runtime import errors
 from services.runtime.admission import Limits
 from services.runtime.deadline import Deadline
@@ -97,21 +98,35 @@ class TestContext:
         assert field_of(refused.value) == "prompts[0].tokens.ids[1]"
 
     async def test_a_template_that_refuses_is_the_callers_fault(self) -> None:
-        class Strict:
-            eos_ids = frozenset({0})
-            vocabulary = 0x110000
-            encode = FakeEngine().tokenizer.encode
-            decode = FakeEngine().tokenizer.decode
-
-            def render(self, messages: Sequence[dict[str, str]]) -> str:
-                raise RuntimeError("jinja: roles must alternate, at /secret/path")
-
         engine = FakeEngine()
-        engine.tokenizer = Strict()  # type: ignore[assignment]  # as good as the fake
+        engine.tokenizer.template = ChatTemplate(
+            "{{ raise_exception('roles must alternate') }}", {}
+        )
         with generator(engine) as g, pytest.raises(errors.InvalidRequest) as refused:
             await g.prepare(Prompt(messages=({"role": "tool", "content": "x"},)), asked())
         assert field_of(refused.value) == "prompt.chat"
-        assert "secret" not in refused.value.message
+        assert "roles must alternate" in refused.value.message
+
+    async def test_a_model_without_a_template_takes_no_chat(self) -> None:
+        engine = FakeEngine()
+        engine.tokenizer.template = None
+        with generator(engine) as g, pytest.raises(errors.UnsupportedField) as refused:
+            await g.prepare(Prompt(messages=({"role": "user", "content": "x"},)), asked())
+        assert field_of(refused.value) == "prompt.chat"
+
+    @pytest.mark.parametrize(
+        ("prompt", "max_tokens", "field"),
+        [(30, 2, "prompt"), (29, 2, "params.max_tokens"), (1, None, "params.max_tokens")],
+    )
+    async def test_what_the_cache_cannot_hold_is_refused_at_once(
+        self, prompt: int, max_tokens: int | None, field: str
+    ) -> None:
+        engine = FakeEngine()
+        engine.capacity_tokens = 30
+        with generator(engine) as g, pytest.raises(errors.InvalidRequest) as refused:
+            await g.prepare(Prompt(text="x" * prompt), asked(max_tokens=max_tokens))
+        assert field_of(refused.value) == field
+        assert "cache of 30" in refused.value.message
 
 
 class TestPrompt:
@@ -184,7 +199,7 @@ class TestAnswer:
             [said("ab", logprob=-1), said("c", logprob=-2), Tokens([0], [-3], "stop")]
         )
         with generator(engine) as g:
-            wants = asked(sampling=Sampling(0, logprobs=wanted))
+            wants = asked(sampling=Sampling(0, logprobs=0 if wanted else None))
             choice = only(await answer(g, "x", wants, deltas))
         expected = [-1, -1, -2] if wanted else []
         assert choice.logprobs == expected

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +30,7 @@ PIECES = [
     "\0",
     "\ufeff",
 ]
+EMOJI = regex.compile(r"[\p{Extended_Pictographic}\p{Regional_Indicator}]")
 PLAIN = st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")
 TEXTS = st.lists(st.sampled_from(PIECES) | PLAIN, max_size=12).map("".join)
 
@@ -108,7 +110,7 @@ class TestDetokenizer:
     @DECODERS
     @unhurried
     @given(VALID)
-    def test_nothing_is_held_back_at_the_end_of_a_character(
+    def test_nothing_but_an_emoji_is_held_back_at_the_end_of_a_character(
         self, errors: str, given: tuple[list[bytes], list[Sequence[int]]]
     ) -> None:
         tokens, pushes = given
@@ -119,7 +121,24 @@ class TestDetokenizer:
                 whole = so_far.decode()
             except UnicodeDecodeError:
                 continue
-            assert joined == whole
+            held = whole[len(joined) :]
+            assert whole.startswith(joined)
+            assert not held or (len(regex.findall(r"\X", held)) == 1 and EMOJI.search(held))
+
+    @DECODERS
+    @unhurried
+    @given(VALID)
+    def test_no_emoji_is_split(
+        self, errors: str, given: tuple[list[bytes], list[Sequence[int]]]
+    ) -> None:
+        tokens, pushes = given
+        text = Detokenizer(Bytewise(tokens, errors))
+        deltas = [text.push(push) for push in pushes] + [text.flush()]
+        edges = set(itertools.accumulate(len(delta) for delta in deltas))
+        whole = "".join(deltas)
+        for cluster in regex.finditer(r"\X", whole):
+            if EMOJI.match(cluster.group()) and len(cluster.group()) < 64:
+                assert not edges & set(range(cluster.start() + 1, cluster.end()))
 
     @DECODERS
     @unhurried

@@ -21,9 +21,9 @@ from jinja2.runtime import Context, LoopContext, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, _PassArg
 
-from services.registry.checks.budget import Budget
-from services.registry.checks.growth import check_format, check_power, grown, repeated
-from services.registry.checks.metering import Metering
+from services.inference.templates.budget import Budget
+from services.inference.templates.growth import check_format, check_power, grown, repeated
+from services.inference.templates.metering import Metering
 
 FILTERS = (
     *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first"),
@@ -84,11 +84,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def render_bounded(self, source: str, variables: Mapping[str, Any]) -> int:
         """Render it to nowhere: how many characters it wrote."""
+        return sum(len(piece) for piece in self.compiled(source).generate(dict(variables)))
+
+    def compiled(self, source: str) -> jinja2.Template:
+        """The template, whose every operation passes through the budget of this environment."""
         tree = Metering(self).visit(self.parse(source))
         code = self.compile(tree)
         # An environment of its own for one template: nothing else is in its globals.
-        template = jinja2.Template.from_code(self, code, self.make_globals(None))
-        return sum(len(piece) for piece in template.generate(dict(variables)))
+        return jinja2.Template.from_code(self, code, self.make_globals(None))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """A call: of something allowed, with arguments and to an effect that are not too large."""

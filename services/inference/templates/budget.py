@@ -7,6 +7,8 @@ from typing import Any
 MAX_SIZE = 128 * 1024
 MAX_OUTPUT, MAX_DEPTH, MAX_BITS = 1 << 20, 32, 4096
 STEPS, SECONDS = 4_000_000, 2.0
+# A long conversation is long, and what takes longer than this is no prompt.
+SERVING_SIZE, SERVING_OUTPUT, SERVING_SECONDS = 4 << 20, 8 << 20, 1.0
 _PLAIN, _TEXTS = (bool, float, type(None)), (str, bytes)
 
 
@@ -18,14 +20,26 @@ class Budget:
     """Counts down. Every operation on values is announced here before it is done.
 
     Nothing interrupts an operation, so each is made small: no value that an operation takes or
-    makes is larger than MAX_SIZE when written out, so none takes longer than milliseconds, and the
+    makes is larger than `size` when written out, so none takes longer than milliseconds, and the
     clock is looked at before each.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        size: int = MAX_SIZE,
+        output: int = MAX_OUTPUT,
+        seconds: float = SECONDS,
+    ) -> None:
         self._clock = clock
-        self._end = clock() + SECONDS
-        self._steps, self._output = STEPS, MAX_OUTPUT
+        self._end = clock() + seconds
+        self._steps, self._output = STEPS, output
+        self._size, self._most = size, output
+
+    @classmethod
+    def for_serving(cls) -> "Budget":
+        """What a conversation with a model may take."""
+        return cls(size=SERVING_SIZE, output=SERVING_OUTPUT, seconds=SERVING_SECONDS)
 
     def step(self, cost: int = 1) -> None:
         """One step of this cost."""
@@ -39,12 +53,12 @@ class Budget:
         """So many characters of output."""
         self._output -= count
         if self._output < 0:
-            raise OverBudgetError(f"writes more than {MAX_OUTPUT} characters")
+            raise OverBudgetError(f"writes more than {self._most} characters")
 
     def room(self, size: int) -> None:
         """A value of this size is about to be made."""
-        self.step(min(max(size, 0), MAX_SIZE) // 64)
-        if size > MAX_SIZE:
+        self.step(min(max(size, 0), self._size) // 64)
+        if size > self._size:
             raise OverBudgetError("makes a value that is too large")
 
     def weigh(self, *values: Any) -> int:
@@ -53,7 +67,7 @@ class Budget:
         while pending:
             value, depth = pending.pop()
             size += _own_size(value)
-            if size > MAX_SIZE or depth > MAX_DEPTH:
+            if size > self._size or depth > MAX_DEPTH:
                 raise OverBudgetError("makes a value that is too large")
             pending += [(part, depth + 1) for part in _parts(value)]
         self.step(size // 64)

@@ -1,0 +1,1 @@
+"""Chat templates of models, rendered where they can neither harm nor hang."""
