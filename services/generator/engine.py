@@ -45,7 +45,8 @@ class Capabilities:
     cached_tokens: bool = False
     """Whether it says how much of a prompt was in the prefix cache."""
     crash_alone: bool = False
-    """Whether a prompt that makes a step fail fails by itself."""
+    """Whether a prompt that only the engine finds bad fails by itself; else the engine may have to
+    be started again, once for each such constraint."""
 
     def check(self, sampling: Sampling, engine: str) -> None:
         """Raise UnsupportedField for what `engine` cannot do."""

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from services.generator import constraints, metering
+from services.generator import constraints, metering, schemas
 from services.generator.engine import Engine, Sampling, Tokens, Top
 from services.generator.fairness import Entry
 from services.generator.outbox import Delta, Outbox
@@ -233,7 +233,7 @@ class Generator:
         for index, tool in enumerate(toolbox.tools):
             if tool.parameters:
                 where = f"{path}.chat.tools[{index}].parameters_json_schema"
-                constraints.check_schema(tool.parameters, where)
+                schemas.check(tool.parameters, where)
         if not toolbox.forced:
             return sampling
         if sampling.constraint is not None:

@@ -5,8 +5,9 @@ Steps happen when the test says so (`step`), so time plays no part.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
-from services.generator.engine import Capabilities, Sampling, Stats, Tokens
+from services.generator.engine import Capabilities, Finish, Sampling, Stats, Tokens
 from services.inference.templates.chat import ChatTemplate
 from services.runtime.admission import Permit
 
@@ -35,18 +36,20 @@ class FakeTokenizer:
 
 
 class FakeEngine:
-    """Answers a prompt with the prompt, then stops."""
+    """Answers a prompt with the prompt, then stops; at the token that ends, before that."""
 
     name = "fake"
     device = "cpu"
-    capabilities = Capabilities(max_logprobs=0, cached_tokens=True, crash_alone=True)
-    capacity_tokens = 0
+    capabilities = Capabilities(cached_tokens=True, crash_alone=True)
 
     def __init__(self) -> None:
         self.tokenizer = FakeTokenizer()
+        self.capacity_tokens = 0
         self.stats = Stats()
         self.running: dict[int, asyncio.Queue[Tokens]] = {}
         self._left: dict[int, list[int]] = {}
+        self._stops: dict[int, frozenset[int]] = {}
+        self._seen: list[list[int]] = []
         self.aborted: list[int] = []
         self._next = 0
         self.submitted = asyncio.Event()
@@ -60,15 +63,19 @@ class FakeEngine:
         key = self._next
         self.running[key] = asyncio.Queue()
         self._left[key] = [*prompt[: sampling.max_tokens]]
+        ends = frozenset() if sampling.ignore_eos else self.tokenizer.eos_ids
+        self._stops[key] = ends | set(sampling.stop_token_ids)
+        cached = max((_common(prompt, seen) for seen in self._seen), default=0)
+        self._seen = [*self._seen[-99:], list(prompt)]
         self.submitted.set()
         finished = False
         try:
             while not finished:
                 tokens = await self.running[key].get()
                 finished = tokens.finish is not None
-                yield tokens
+                yield replace(tokens, cached=cached)
         finally:
-            del self.running[key], self._left[key]
+            del self.running[key], self._left[key], self._stops[key]
             if not finished:
                 self.aborted.append(key)
             self.changed.set()
@@ -79,8 +86,17 @@ class FakeEngine:
             left = self._left[key]
             if left:
                 token = left.pop(0)
-                queue.put_nowait(Tokens([token], [-0.5], None if left else "length"))
+                ended = token in self._stops[key]
+                left[:] = [] if ended else left
+                finish: Finish | None = "stop" if ended else None if left else "length"
+                queue.put_nowait(Tokens([token], [-0.5], finish))
         self.stats = Stats(running=len(self.running), steps=self.stats.steps + 1)
 
     async def close(self) -> None:
         """Nothing to give up."""
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with; the last of a prompt is always computed."""
+    most = min(len(one) - 1, len(other))
+    return next((i for i in range(most) if one[i] != other[i]), most)

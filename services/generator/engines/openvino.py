@@ -13,7 +13,7 @@ from services.inference.templates.chat import ChatTemplate
 WORKER = "services.generator.engines.openvino_worker"
 NAME = "openvino-genai"
 CAPABILITIES = Capabilities(
-    constraints=frozenset({"json_schema", "regex", "choices", "json_object"}), crash_alone=True
+    constraints=frozenset({"json_schema", "regex", "choices", "json_object"})
 )
 
 

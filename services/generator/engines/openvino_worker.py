@@ -88,6 +88,8 @@ class Worker:
             if not self._unproven:
                 raise  # the process ends, and another takes its place
             self._drop_unproven(error)
+            if self._handles:
+                raise  # with others in it the pipeline cannot go on
             return
         self._unproven.clear()
         self._steps += 1

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import subprocess
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from typing import Any
 
 import structlog
 
+from services.generator.constraints import Constraint
 from services.generator.engine import Capabilities, Finish, Sampling, Stats, Tokenizer, Tokens
 from services.runtime.admission import Permit
 from services.runtime.errors import (
@@ -34,6 +36,7 @@ from services.runtime.errors import (
 
 RESTART_S = (0.5, 30.0)
 """First and longest pause before the process is started again."""
+MOST_BAD = 1000
 LINE_BYTES = 64 * 2**20
 _log = structlog.get_logger()
 
@@ -42,6 +45,7 @@ _log = structlog.get_logger()
 class _Stream:
     """One prompt on its way through the process."""
 
+    constraint: Constraint | None
     tokens: asyncio.Queue[Tokens | GristmillError] = field(default_factory=asyncio.Queue)
     done: bool = False
 
@@ -76,6 +80,9 @@ class EngineProcess:
         self._supervisor: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._started_once = False
+        self._bad: OrderedDict[Constraint | None, None] = OrderedDict()
+        """Constraints that the engine could not follow, the newest last: it may not survive them
+        twice."""
 
     async def start(self, timeout_s: float = 600.0) -> None:
         """Start the process; returns when the model is in memory."""
@@ -108,8 +115,10 @@ class EngineProcess:
         """Tokens as steps give them; closing the iterator aborts."""
         if not self._ready.is_set():
             raise EngineRestarting("the engine is being started again", retry_after_s=2.0)
+        if sampling.constraint in self._bad:
+            raise InvalidRequest("the engine failed on this constraint before")
         self._next += 1
-        key, stream = self._next, _Stream()
+        key, stream = self._next, _Stream(sampling.constraint)
         self._streams[key] = stream
         self._send({"add": key, "ids": list(prompt), "sampling": asdict(sampling)})
         try:
@@ -214,6 +223,7 @@ class EngineProcess:
         elif "refused" in message:
             # Above its last line stands where in the engine's own sources that was.
             why = message["why"].strip().splitlines()[-1:]
+            self._remember(message["refused"])
             self._tell(message["refused"], InvalidRequest(f"the engine refused: {''.join(why)}"))
         elif "failed" in message:
             self._tell(message["failed"], BackendFailed(message["why"]))
@@ -221,6 +231,14 @@ class EngineProcess:
             self.stats = Stats(*message["stats"])
             for key, ids, logprobs, finish, top, cached in message["out"]:
                 self._tell(key, Tokens(ids, logprobs, finish, top, cached))
+
+    def _remember(self, key: int) -> None:
+        """The constraint of a prompt that was refused is refused from now on."""
+        stream = self._streams.get(key)
+        if stream is not None and stream.constraint is not None:
+            self._bad[stream.constraint] = None
+            if len(self._bad) > MOST_BAD:
+                self._bad.popitem(last=False)
 
     def _tell(self, key: int, tokens: Tokens | GristmillError) -> None:
         stream = self._streams.get(key)

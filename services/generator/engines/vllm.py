@@ -17,6 +17,7 @@ CAPABILITIES = Capabilities(
     min_p_of_one=True,
     constraints=frozenset({"json_schema", "regex", "choices", "json_object"}),
     cached_tokens=True,
+    crash_alone=True,
 )
 
 

@@ -114,6 +114,7 @@ class Worker:
             prompt: Any = {"prompt_token_ids": [1] * 16}
             async for _ in self._engine.generate(prompt, params, f"trial-{len(more)}"):
                 pass
+        self._figures.orphaned = 0  # these are nobody's
 
     def _put(self, key: int, output: Any) -> None:
         (one,) = output.outputs
