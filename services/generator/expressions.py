@@ -17,6 +17,8 @@ with warnings.catch_warnings():
     from re import _parser as sre_parser  # type: ignore[attr-defined]
 
 MAX_POSITIONS = 1024
+MANY = 1024
+"""Characters in a range that is as good as any."""
 WIDE = 10
 """What a place costs where nearly any character may stand, against one for a few characters."""
 _BEYOND = {
@@ -42,15 +44,20 @@ _SAID = {
 }
 
 
-def check(pattern: str, path: str) -> None:
-    """Raise InvalidRequest where an expression is malformed, too large, or cannot be followed."""
+def check(pattern: str, path: str) -> int:
+    """The positions of an expression; InvalidRequest where it is malformed, too large, or cannot be
+    followed."""
     for trap in _TRAPS.finditer(pattern):
         if trap.lastgroup is not None:
             raise InvalidRequest.field(path, _SAID[trap.lastgroup])
     try:
-        parsed = sre_parser.parse(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise InvalidRequest.field(path, f"is no regular expression: {error}") from error
+        with warnings.catch_warnings():
+            # What Python may read as sets within sets some day, some engines do today.
+            warnings.simplefilter("error", FutureWarning)
+            parsed = sre_parser.parse(pattern)
+    except (re.error, RecursionError, OverflowError, ValueError, FutureWarning) as error:
+        said = str(error)[:200]
+        raise InvalidRequest.field(path, f"is no regular expression: {said}") from error
     if parsed.state.flags & ~re.UNICODE:
         raise InvalidRequest.field(path, "sets flags, which no engine follows")
     # Both mean nothing more than what is meant anyway: a match as a whole.
@@ -70,6 +77,7 @@ def check(pattern: str, path: str) -> None:
             f"{MAX_POSITIONS} are taken (one that takes nearly any character counts as {WIDE})"
         )
         raise InvalidRequest.field(path, said)
+    return positions
 
 
 def _positions(parsed: Any) -> int:
@@ -84,11 +92,22 @@ def _of(kind: Any, value: Any) -> int:
         least, most, inner = value
         # Without an end it is one more place that leads back to itself.
         times = least + 1 if most == sre.MAXREPEAT else most
-        return int(times) * _positions(inner)
+        return int(times) * max(1, _positions(inner))
     if kind is sre.SUBPATTERN:
-        return _positions(value[-1])
+        _, add_flags, del_flags, inner = value
+        if add_flags or del_flags:
+            raise InvalidRequest("sets flags")
+        return _positions(inner)
     if kind is sre.BRANCH:
         return sum(_positions(branch) for branch in value[1])
-    if kind in (sre.ANY, sre.NOT_LITERAL) or (kind is sre.IN and value[0][0] is sre.NEGATE):
+    if kind in (sre.ANY, sre.NOT_LITERAL) or (kind is sre.IN and any(map(_is_wide, value))):
         return WIDE
     return 1
+
+
+def _is_wide(part: tuple[Any, Any]) -> bool:
+    """Whether a part of a class takes nearly any character."""
+    kind, value = part
+    if kind is sre.RANGE:
+        return int(value[1]) - int(value[0]) > MANY
+    return kind is sre.NEGATE or (kind is sre.CATEGORY and "NOT" in str(value))

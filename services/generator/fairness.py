@@ -11,7 +11,7 @@ Its laws, each a property test:
 5. What was removed is never taken.
 """
 
-import heapq
+from collections import deque
 from dataclasses import dataclass, field
 
 
@@ -26,7 +26,6 @@ class Entry:
     """What it will take of the engine, in tokens."""
     start: float = 0.0
     """When, in the class's own time, its work would begin."""
-    removed: bool = False
 
 
 @dataclass(slots=True)
@@ -35,7 +34,7 @@ class _Class:
 
     now: float = 0.0
     """Of the class's own time: the work that its identities were given, shared evenly."""
-    heap: list[tuple[float, int, Entry]] = field(default_factory=list)
+    waiting: dict[str, deque[Entry]] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     """When the work of each identity's last entry would end."""
 
@@ -45,7 +44,6 @@ class FairQueue:
     """What waits for the engine."""
 
     _classes: dict[int, _Class] = field(default_factory=dict)
-    _pushed: int = 0
     _count: int = 0
     work: float = 0.0
     """Of all that waits."""
@@ -58,63 +56,56 @@ class FairQueue:
         queue = self._classes.setdefault(entry.priority, _Class())
         entry.start = max(queue.now, queue.last.get(entry.identity, 0.0))
         queue.last[entry.identity] = entry.start + entry.work
-        self._pushed += 1
-        heapq.heappush(queue.heap, (entry.start, self._pushed, entry))
+        queue.waiting.setdefault(entry.identity, deque()).append(entry)
         self._count += 1
         self.work += entry.work
 
     def remove(self, entry: Entry) -> None:
         """Forget an entry that nobody waits for any more."""
-        if entry.removed:
+        queue = self._classes.get(entry.priority)
+        mine = queue.waiting.get(entry.identity, ()) if queue else ()
+        if queue is None or entry not in mine:
             return
-        entry.removed = True
-        self._count -= 1
-        self.work -= entry.work
-        queue = self._classes[entry.priority]
-        # What was never given is not held against what the identity asks for next.
-        owed = queue.last.get(entry.identity, 0.0) - entry.work
-        queue.last[entry.identity] = max(queue.now, owed)
-        self._tidy(entry.priority)
+        # What was never given is not held against what the identity asks for after it.
+        at = entry.start
+        for one in list(mine)[mine.index(entry) + 1 :]:
+            one.start = at
+            at += one.work
+        queue.last[entry.identity] = at
+        self._leave(queue, entry)
 
     def take(self) -> Entry | None:
         """The entry that goes next; None where nothing waits."""
         for priority in sorted(self._classes):
-            self._tidy(priority)
-            queue = self._classes.get(priority)
-            if queue is None:
-                continue
-            queue.now, _, entry = heapq.heappop(queue.heap)
-            entry.removed = True
-            self._count -= 1
-            self.work -= entry.work
-            self._forget(queue)
-            return entry
+            queue = self._classes[priority]
+            if queue.waiting:
+                heads = [entries[0] for entries in queue.waiting.values()]
+                entry = min(heads, key=lambda one: one.start)
+                queue.now = entry.start
+                self._leave(queue, entry)
+                return entry
         return None
 
     def ahead(self, identity: str, priority: int) -> tuple[int, float]:
         """How many entries would go before a new one of this identity, and their work."""
         queue = self._classes.get(priority)
         start = max(queue.now, queue.last.get(identity, 0.0)) if queue else 0.0
-        count, work = 0, 0.0
-        for number, one in self._classes.items():
-            if number > priority:
-                continue
-            for at, _, entry in one.heap:
-                if not entry.removed and (number < priority or at <= start):
-                    count, work = count + 1, work + entry.work
-        return count, work
+        found = [
+            entry
+            for number, one in self._classes.items()
+            for entries in one.waiting.values()
+            for entry in entries
+            if number < priority or (number == priority and entry.start <= start)
+        ]
+        return len(found), sum(entry.work for entry in found)
 
-    def _tidy(self, priority: int) -> None:
-        """Drop what was removed from the head, and a class in which nothing waits."""
-        queue = self._classes.get(priority)
-        if queue is None:
-            return
-        while queue.heap and queue.heap[0][2].removed:
-            heapq.heappop(queue.heap)
-        if not queue.heap and all(end <= queue.now for end in queue.last.values()):
-            del self._classes[priority]
-
-    def _forget(self, queue: _Class) -> None:
-        """Identities that are owed nothing more; looked for as the queue runs dry."""
-        if not queue.heap or len(queue.last) > 4 * len(queue.heap) + 64:
+    def _leave(self, queue: _Class, entry: Entry) -> None:
+        mine = queue.waiting[entry.identity]
+        mine.remove(entry)
+        self._count -= 1
+        self.work -= entry.work
+        if not mine:
+            del queue.waiting[entry.identity]
+        if not queue.waiting:
+            # Identities that are owed nothing more; looked for as the queue runs dry.
             queue.last = {who: end for who, end in queue.last.items() if end > queue.now}

@@ -240,6 +240,7 @@ class Generator:
             said = "cannot be had together with a tool that must be called"
             raise InvalidRequest.field("params.constraint", said)
         forced = replace(sampling, constraint=toolbox.constraint())
+        schemas.check(toolbox.constraint().value, f"{path}.chat.tools")
         self.engine.capabilities.check(forced, self.engine.name)
         return forced
 

@@ -30,6 +30,8 @@ class Outbox:
 
     def put(self, delta: Delta) -> None:
         """More of one choice; SlowConsumer ends it where the reader is too far behind."""
+        if self._error is not None:
+            return  # the stream is over; a writer may not have heard of it yet
         waiting = self._deltas.get(delta.index)
         if waiting is None:
             self._deltas[delta.index] = delta

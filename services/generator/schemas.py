@@ -1,7 +1,7 @@
 """JSON Schemas as constraints: read by structure, refused where no engine follows them. Pure."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from services.generator import expressions
@@ -9,6 +9,8 @@ from services.runtime.errors import InvalidRequest
 
 MAX_DEPTH = 24
 MAX_NODES = 2000
+LARGEST = 10**15
+"""Numbers beyond it are not the same in all engines."""
 TYPES = frozenset({"string", "number", "integer", "boolean", "null", "array", "object"})
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -42,13 +44,16 @@ def check(text: str, path: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise InvalidRequest.field(path, "is no JSON object")
     _check_size(schema, path)
-    positions = 0
-    for node in _schemas(schema, path):
-        positions += _check_node(node, schema, path)
-        if positions > expressions.MAX_POSITIONS:
-            most = expressions.MAX_POSITIONS
-            said = f"is too large: its lengths, counts and patterns add up to over {most}"
-            raise InvalidRequest.field(path, said)
+    nodes = list(_schemas(schema, path))
+    positions = sum(_check_node(node, path) for node in nodes)
+    if positions > expressions.MAX_POSITIONS:
+        most = expressions.MAX_POSITIONS
+        said = f"is too large: its lengths, counts and patterns add up to {positions}, above {most}"
+        raise InvalidRequest.field(path, said)
+    known = {id(node) for node in nodes}
+    for node in nodes:
+        if "$ref" in node:
+            _check_reference(node["$ref"], schema, known, path)
     return schema
 
 
@@ -76,57 +81,45 @@ def _schemas(schema: dict[str, Any], path: str) -> Iterator[dict[str, Any]]:
             continue
         if not isinstance(node, dict):
             raise InvalidRequest.field(path, f"has {_shown(node)} where a schema must be")
-        yield node
-        for name in _MAPS:
-            found = _parts(node, name, dict, path).values()
-            if False in found:
-                raise InvalidRequest.field(path, f"has false in {name}, which accepts nothing")
-            pending += found
-        for name in _LISTS:
-            pending += _parts(node, name, list, path)
-            if False in node.get(name, ()) or (
-                name == "prefixItems" and True in node.get(name, ())
-            ):
-                raise InvalidRequest.field(path, f"has true or false in {name}")
+        for name in (name for name in _MAPS if name in node):
+            if not isinstance(node[name], dict) or False in node[name].values():
+                raise InvalidRequest.field(path, f"has {_shown(node[name])} as {name}")
+            pending += node[name].values()
+        for name in (name for name in _LISTS if name in node):
+            if not isinstance(node[name], list) or not node[name] or False in node[name]:
+                raise InvalidRequest.field(path, f"has {_shown(node[name])} as {name}")
+            if name == "prefixItems" and True in node[name]:
+                raise InvalidRequest.field(path, "has true in prefixItems")
+            pending += node[name]
         pending += [node[name] for name in _SINGLE if name in node]
+        yield node
 
 
-def _parts(node: Mapping[str, Any], name: str, kind: type, path: str) -> Any:
-    found = node.get(name, kind())
-    if not isinstance(found, kind) or (name in node and kind is list and not found):
-        raise InvalidRequest.field(path, f"has {_shown(found)} as {name}")
-    return found
-
-
-def _check_node(node: Mapping[str, Any], schema: Mapping[str, Any], path: str) -> int:
+def _check_node(node: Mapping[str, Any], path: str) -> int:
     """Refuse what is malformed in one schema; the positions that it costs by itself."""
-    if "$ref" in node:
-        _check_reference(node["$ref"], schema, path)
     given = node.get("type", "string")
     types = given if isinstance(given, list) else [given]
     if not types or not all(isinstance(one, str) and one in TYPES for one in types):
         raise InvalidRequest.field(path, f"has {_shown(given)} as type")
-    if not isinstance(node.get("enum", [0]), list) or node.get("enum") == []:
+    if "enum" in node and not (isinstance(node["enum"], list) and node["enum"]):
         raise InvalidRequest.field(path, f"has {_shown(node['enum'])} as enum")
     required = node.get("required", [])
     if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
         raise InvalidRequest.field(path, f"has {_shown(required)} as required")
-    for name in _NUMBERS:
-        if not isinstance(node.get(name, 0), int | float):
-            raise InvalidRequest.field(path, f"has {_shown(node[name])} as {name}")
-    patterns = [
-        *node.get("patternProperties", ()),
-        *([node["pattern"]] if "pattern" in node else []),
-    ]
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise InvalidRequest.field(path, f"has {_shown(pattern)} as pattern")
-        expressions.check(pattern, f"{path}: pattern")
-    _check_pairs(node, types, path)
-    return max(_count(node, name, path) for name in _COUNTS)
+    for name in (name for name in (*_COUNTS, *_NUMBERS) if name in node):
+        _check_number(name, node[name], path)
+    _check_satisfiable(node, types, path)
+    return _cost(node, path)
 
 
-def _check_pairs(node: Mapping[str, Any], types: list[str], path: str) -> None:
+def _check_number(name: str, value: Any, path: str) -> None:
+    counted = name in _COUNTS
+    right = isinstance(value, int if counted else int | float) and not isinstance(value, bool)
+    if not right or abs(value) > LARGEST or (counted and value < 0):
+        raise InvalidRequest.field(path, f"has {_shown(value)} as {name}")
+
+
+def _check_satisfiable(node: Mapping[str, Any], types: list[str], path: str) -> None:
     """Refuse what nothing can satisfy."""
     for least, most in _PAIRS:
         if least in node and most in node and node[least] > node[most]:
@@ -134,34 +127,39 @@ def _check_pairs(node: Mapping[str, Any], types: list[str], path: str) -> None:
     whole = all(float(node.get(name, 0)).is_integer() for name in _NUMBERS)
     if types == ["integer"] and not whole:
         raise InvalidRequest.field(path, "bounds an integer by what is none")
-    names = node.get("propertyNames")
-    if names is not None and (
-        not isinstance(names, dict) or names.get("type", "string") != "string"
-    ):
+    names = node.get("propertyNames", {})
+    if not isinstance(names, dict) or names.get("type", "string") != "string":
         raise InvalidRequest.field(path, "has propertyNames that are no schema of texts")
     known = len(node.get("properties", ()))
     if node.get("minProperties", 0) > known and not node.get("additionalProperties"):
-        raise InvalidRequest.field(path, "asks for more properties than it allows")
+        raise InvalidRequest.field(path, "asks for more properties than it names: none are added")
 
 
-def _count(node: Mapping[str, Any], name: str, path: str) -> int:
-    value = node.get(name, 0)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise InvalidRequest.field(path, f"has {_shown(value)} as {name}")
-    return value
+def _cost(node: Mapping[str, Any], path: str) -> int:
+    """What its counts and its expressions cost, written out."""
+    positions: int = sum(node.get(name, 0) for name in _COUNTS)
+    patterns = [*node.get("patternProperties", ())]
+    patterns += [node["pattern"]] if "pattern" in node else []
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise InvalidRequest.field(path, f"has {_shown(pattern)} as pattern")
+        positions += expressions.check(pattern, f"{path}: pattern")
+    return positions
 
 
-def _check_reference(reference: Any, schema: Mapping[str, Any], path: str) -> None:
-    """A reference within the schema that leads somewhere."""
+def _check_reference(reference: Any, schema: Mapping[str, Any], known: Set[int], path: str) -> None:
+    """A reference to a schema within the schema."""
     if not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
         raise InvalidRequest.field(path, "refers to another document, which is never fetched")
     found: Any = schema
     for part in reference.split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")
-        if not isinstance(found, dict) or name not in found:
-            raise InvalidRequest.field(path, f"refers to {_shown(reference)}, which is not there")
-        found = found[name]
-    if not isinstance(found, dict | bool):
+        try:
+            found = found[int(name)] if isinstance(found, list) else found[name]
+        except (LookupError, TypeError, ValueError):
+            said = f"refers to {_shown(reference)}, which is not there"
+            raise InvalidRequest.field(path, said) from None
+    if id(found) not in known:
         raise InvalidRequest.field(path, f"refers to {_shown(reference)}, which is no schema")
 
 

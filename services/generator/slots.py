@@ -46,8 +46,9 @@ class Slots:
         began = self._clock()
         try:
             yield
-        finally:
+            # One that was cut short says nothing of how long others will take.
             self._learn(entry.work, self._clock() - began)
+        finally:
             self._release()
 
     def predicted_wait_s(self, entry: Entry) -> float:

@@ -77,18 +77,35 @@ class Toolbox:
 
     def constraint(self) -> Constraint:
         """What an answer that must be a call looks like."""
+        wanted = [tool for tool in self.tools if self.name in ("", tool.name)]
         calls = [
             {
                 "type": "object",
-                "properties": {"name": {"const": tool.name}, "arguments": tool.schema},
+                "properties": {
+                    "name": {"const": tool.name},
+                    "arguments": {"$ref": f"#/$defs/{tool.name}"},
+                },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
-            for tool in self.tools
-            if self.name in ("", tool.name)
+            for tool in wanted
         ]
-        schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
+        schema: dict[str, Any] = {**calls[0]} if len(calls) == 1 else {"anyOf": calls}
+        # Each under a name of its own, so that what refers to a part of itself still does.
+        schema["$defs"] = {t.name: _moved(t.schema, f"#/$defs/{t.name}") for t in wanted}
         return Constraint("json_schema", json.dumps(schema))
+
+
+def _moved(node: Any, to: str) -> Any:
+    """A schema whose references count from another place."""
+    if isinstance(node, list):
+        return [_moved(one, to) for one in node]
+    if not isinstance(node, dict):
+        return node
+    found = {name: _moved(value, to) for name, value in node.items()}
+    if isinstance(node.get("$ref"), str):
+        found["$ref"] = to + node["$ref"].removeprefix("#")
+    return found
 
 
 def written_out(
@@ -185,9 +202,12 @@ def _call(found: Any, new_id: Callable[[], str]) -> Call | None:
     if not isinstance(found, dict) or not isinstance(found.get("name"), str):
         return None
     arguments = found.get("arguments", found.get("parameters", {}))
-    if isinstance(arguments, dict):
-        return Call(new_id(), found["name"], json.dumps(arguments))
-    return None
+    try:
+        found["name"].encode()
+        written = json.dumps(arguments, allow_nan=False)
+    except (ValueError, RecursionError):
+        return None  # half a character, a number that is none, or nested without end
+    return Call(new_id(), found["name"], written) if isinstance(arguments, dict) else None
 
 
 def _overlap(text: str, opening: str) -> int:

@@ -14,10 +14,3 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
     """The engines in turn."""
     async with running(request.param) as one:
         yield one
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session", params=NAMES[1:])
-async def real(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    """The engines that have a model."""
-    async with running(request.param) as one:
-        yield one

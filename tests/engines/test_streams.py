@@ -1,4 +1,4 @@
-"""Many streams over a real server: leaving ends the work, staying is answered, dying is survived."""
+"""Many streams over a real server: who leaves ends the work, who stays is answered as if alone."""
 
 import asyncio
 import os
@@ -26,11 +26,15 @@ from services.inference.manifest import Manifest
 from services.runtime.admission import Admission
 from services.runtime.admission import Limits as QueueLimits
 from services.runtime.server import Service
-from tests.engines.rig import CONTEXT, ROOT, SEQUENCES, Heard, back, empty, hear, patiently
+from tests.engines.rig import CONTEXT, NAMES, ROOT, SEQUENCES, Heard, back, empty, hear, patiently
 from tests.harness import Served, reason, serve
 from tests.unit.generator.stack import serving
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(300),
+    pytest.mark.parametrize("engine", NAMES[1:], indirect=True),
+]
 STREAMS = 64
 KILLED = 16
 TOKENS = 32
@@ -133,12 +137,12 @@ async def solo(engine: Engine) -> dict[int, Heard]:
 
 
 async def test_half_leave_and_half_are_answered_as_if_alone(
-    real: Engine, transport: str, tmp_path: Path
+    engine: Engine, transport: str, tmp_path: Path
 ) -> None:
     rng = random.Random(7)
     stay = range(STREAMS // 2)
-    alone = await solo(real)
-    async with served(real, tmp_path, transport) as one:
+    alone = await solo(engine)
+    async with served(engine, tmp_path, transport) as one:
         stub = rpc.GeneratorServiceStub(one.channel)
         client = subprocess.Popen(  # noqa: ASYNC220  # it lives beside us
             [sys.executable, "-c", CLIENT, str(one.server.port), str(KILLED)],
@@ -160,8 +164,8 @@ async def test_half_leave_and_half_are_answered_as_if_alone(
         finally:
             client.kill()
             client.communicate()
-        left_s = await empty(real)
-        assert real.stats.orphaned_steps == 0
+        left_s = await empty(engine)
+        assert engine.stats.orphaned_steps == 0
     gaps = []
     for number, (ids, logprobs) in zip(stay, answers, strict=True):
         known = alone[number]
@@ -170,30 +174,30 @@ async def test_half_leave_and_half_are_answered_as_if_alone(
         if at is not None:
             gaps.append(abs(logprobs[at] - known.logprobs[at]))
     print(
-        f"{real.name} {transport}: {len(gaps)} of {len(stay)} parted from their solo answer,"
+        f"{engine.name} {transport}: {len(gaps)} of {len(stay)} parted from their solo answer,"
         f" widest gap {max(gaps, default=0):.4f}; empty after {left_s * 1000:.0f} ms"
     )
     assert max(gaps, default=0) < MOST_GAP
 
 
 async def test_a_killed_engine_fails_what_it_had_and_comes_back(
-    real: Engine, transport: str, tmp_path: Path
+    engine: Engine, tmp_path: Path
 ) -> None:
-    async with served(real, tmp_path, transport) as one:
+    async with served(engine, tmp_path, "auto") as one:
         stub = rpc.GeneratorServiceStub(one.channel)
         calls = [stub.GenerateStream(asking(n)) for n in range(4)]
         for call in calls:
             async for event in call:
                 if event.HasField("delta"):
                     break
-        pid = real.pid  # type: ignore[attr-defined]  # it is a process
+        pid = engine.pid  # type: ignore[attr-defined]  # it is a process
         os.kill(pid, signal.SIGKILL)
         for call in calls:
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await patiently(heard(call))
             assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
             assert reason(failed.value) == "ENGINE_RESTARTING"
-        await patiently(back(real), 200)
-        assert real.pid != pid  # type: ignore[attr-defined]
+        await patiently(back(engine), 200)
+        assert engine.pid != pid  # type: ignore[attr-defined]
         ids, _ = await patiently(heard(stub.GenerateStream(asking(1))))
         assert len(ids) == TOKENS
