@@ -101,6 +101,9 @@ class Tokenizer(Protocol):
     """Every token id is below this."""
     template: ChatTemplate | None
     """The model's own; None where it has none."""
+    pieces: Sequence[bytes] | None
+    """By token, the bytes that it adds to a text, none for special ones; None where a text is more
+    than its tokens one after the other."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text as it is."""

@@ -17,7 +17,7 @@ from services.generator.engine import Engine, Sampling, Tokens, Top
 from services.generator.fairness import Entry
 from services.generator.outbox import Delta, Outbox
 from services.generator.slots import Slots
-from services.generator.text import Detokenizer, StopFilter
+from services.generator.text import Detokenizer, PieceReader, StopFilter
 from services.generator.tools import MISTRAL, Call, CallReader, Toolbox, written_out
 from services.inference.manifest import Manifest
 from services.runtime import metrics
@@ -115,7 +115,7 @@ class Generation:
 class _Reader:
     """What turns the tokens of one choice into its text."""
 
-    text: Detokenizer
+    text: Detokenizer | PieceReader
     stops: StopFilter
     calls: CallReader | None
 
@@ -353,7 +353,13 @@ class Generator:
             template = self.engine.tokenizer.template
             mistral = template is not None and MISTRAL in template.source
             calls = CallReader(whole=tools.forced, mistral=mistral)
-        return _Reader(Detokenizer(self.engine.tokenizer.decode), StopFilter(asked.stop), calls)
+        tokenizer = self.engine.tokenizer
+        text = (
+            Detokenizer(tokenizer.decode)
+            if tokenizer.pieces is None
+            else PieceReader(tokenizer.pieces)
+        )
+        return _Reader(text, StopFilter(asked.stop), calls)
 
     def _began(self, generation: Generation, tokens: Tokens, began: float) -> None:
         """The first tokens of a choice have come."""

@@ -1,5 +1,6 @@
 """Tokens to text as they come: no character split, no stop string leaked. Pure."""
 
+import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -43,6 +44,35 @@ class Detokenizer:
         self._start = self._read = len(self.ids)
         held, self._held = self._held, ""
         return held + after[len(before) :]
+
+
+class PieceReader:
+    """The same for a vocabulary whose tokens are bytes, one after the other."""
+
+    __slots__ = ("_decoder", "_held", "_pieces")
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that these tokens complete; empty while a character is incomplete."""
+        pieces = self._pieces
+        text = self._held + self._decoder.decode(b"".join([pieces[one] for one in ids]))
+        end = _settled(text)
+        self._held = text[end:]
+        return text[:end]
+
+    def flush(self) -> str:
+        """What is left when no more tokens come, however incomplete."""
+        held, self._held = self._held, ""
+        return held + self._decoder.decode(b"", final=True)
+
+
+def joined(pieces: Sequence[bytes], ids: Sequence[int]) -> str:
+    """The whole text of tokens that are bytes."""
+    return b"".join([pieces[one] for one in ids]).decode(errors="replace")
 
 
 _CLUSTERS = regex.compile(r"\X")

@@ -21,6 +21,7 @@ class FakeTokenizer:
     eos_ids = frozenset({0})
     vocabulary = 0x110000
     template: ChatTemplate | None = ChatTemplate(TEMPLATE, {})
+    pieces = None
 
     def encode(self, text: str) -> list[int]:
         """Code points."""

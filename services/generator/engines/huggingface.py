@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from services.generator.text import joined
 from services.inference.templates.chat import ChatTemplate
 from services.runtime.errors import FailedPrecondition
 
@@ -25,9 +26,7 @@ class FolderTokenizer:
         self.eos_ids = frozenset(self._eos(folder, tokens.get("eos_token")))
         source = _template(folder, config)
         self.template = ChatTemplate(source, tokens) if source else None
-        self._byte_level = "ByteLevel" in json.dumps(
-            json.loads(self._tokenizer.to_str()).get("decoder") or {}
-        )
+        self.pieces: Sequence[bytes] | None = self._pieces()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text as it is."""
@@ -35,17 +34,31 @@ class FolderTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special ones left out."""
+        if self.pieces is not None:
+            return joined(self.pieces, ids)
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def piece(self, token: int) -> bytes:
         """What one token stands for; may be a part of a character."""
-        text = self._tokenizer.id_to_token(token) or ""
-        if not self._byte_level:
-            return str(self._tokenizer.decode([token], skip_special_tokens=False)).encode()
+        if self.pieces is not None and self.pieces[token]:
+            return self.pieces[token]
+        return str(self._tokenizer.decode([token], skip_special_tokens=False)).encode()
+
+    def _pieces(self) -> Sequence[bytes] | None:
+        """The bytes of each token of a byte-level vocabulary."""
+        made: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        if (made.get("decoder") or {}).get("type") != "ByteLevel":
+            return None
+        special = {one["id"] for one in made["added_tokens"] if one["special"]}
+        plain = {one["id"] for one in made["added_tokens"]} - special
         table = _bytes_of_characters()
-        if all(character in table for character in text):
-            return bytes(table[character] for character in text)
-        return text.encode()
+        pieces = [b""] * self.vocabulary
+        for text, token in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if token in plain:
+                pieces[token] = text.encode()
+            elif token not in special:
+                pieces[token] = bytes(table[character] for character in text)
+        return pieces
 
     def _eos(self, folder: Path, token: str | None) -> set[int]:
         found: list[Any] = [self._tokenizer.token_to_id(token)] if token else []

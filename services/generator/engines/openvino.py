@@ -2,12 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from services.generator.engine import Capabilities, EngineSettings
 from services.generator.engines.process import EngineProcess
+from services.generator.text import joined
 from services.inference.templates.chat import ChatTemplate
 
 WORKER = "services.generator.engines.openvino_worker"
@@ -15,6 +16,10 @@ NAME = "openvino-genai"
 CAPABILITIES = Capabilities(
     constraints=frozenset({"json_schema", "regex", "choices", "json_object"})
 )
+
+
+SAMPLE = " Two words,  é 中文 😀\n\tand so on. don't"
+"""Spaces at the edges and characters of several tokens."""
 
 
 class OpenVinoTokenizer:
@@ -25,7 +30,9 @@ class OpenVinoTokenizer:
 
         self._tokenizer = genai.Tokenizer(str(model))
         self.eos_ids = frozenset({int(self._tokenizer.get_eos_token_id())})
-        self.vocabulary = max(self._tokenizer.get_vocab().values()) + 1
+        vocabulary = self._tokenizer.get_vocab()
+        self.vocabulary = max(vocabulary.values()) + 1
+        self.pieces: Sequence[bytes] | None = self._pieces(vocabulary)
         source = self._tokenizer.get_original_chat_template()
         tokens = {
             "bos_token": self._tokenizer.get_bos_token(),
@@ -40,12 +47,25 @@ class OpenVinoTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; bytes of a character that is not complete yet are left out."""
+        """Text of token ids; what is no character shows as U+FFFD, or is left out."""
+        if self.pieces is not None:
+            return joined(self.pieces, ids)
         return str(self._tokenizer.decode(list(ids)))
 
     def piece(self, token: int) -> bytes:
         """What one token stands for."""
+        if self.pieces is not None and self.pieces[token]:
+            return self.pieces[token]
         return str(self._tokenizer.decode([token], skip_special_tokens=False)).encode()
+
+    def _pieces(self, vocabulary: Mapping[bytes, int]) -> Sequence[bytes] | None:
+        """The bytes of each token, where it shows that texts are no more than these."""
+        pieces = [b""] * self.vocabulary
+        for piece, token in vocabulary.items():
+            special = piece.startswith(b"<") and not self._tokenizer.decode([token])
+            pieces[token] = b"" if special else piece
+        ids = self.encode(SAMPLE)
+        return pieces if joined(pieces, ids) == SAMPLE == self._tokenizer.decode(ids) else None
 
 
 class OpenVinoEngine(EngineProcess):

@@ -6,10 +6,9 @@ hears over its socket is described in `process.py`.
 
 import json
 import os
-import queue
+import select
 import socket
 import sys
-import threading
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -38,13 +37,12 @@ class Worker:
         self._orphaned = 0
         self._aborted = 0
 
-    def serve(self, commands: "queue.SimpleQueue[Command]") -> None:
+    def serve(self, commands: "Commands") -> None:
         """Step while there is work, wait while there is none."""
         while True:
             idle = not self._pipeline.has_non_finished_requests()
-            while idle or not commands.empty():
-                self._obey(commands.get())
-                idle = False
+            for command in commands.read(wait=idle):
+                self._obey(command)
             self._step()
 
     def trial(self) -> int:
@@ -94,12 +92,13 @@ class Worker:
         self._unproven.clear()
         self._steps += 1
         out = [item for key in list(self._handles) if (item := self._read(key))]
-        held = int(self._pipeline.get_metrics().requests)
+        metrics = self._pipeline.get_metrics()
+        held = int(metrics.requests)
         # The pipeline counts a prompt until the step that sees its end, so that one is no orphan.
         if held > len(self._handles) + self._aborted + len(out):
             self._orphaned += 1
         self._aborted = 0
-        usage = float(self._pipeline.get_metrics().cache_usage) / 100
+        usage = float(metrics.cache_usage) / 100
         stats = [len(self._handles), usage, self._steps, self._orphaned, 0]
         self.write({"out": out, "stats": stats})
 
@@ -176,11 +175,25 @@ def _constraint(given: dict[str, Any]) -> Any:
     return config
 
 
-def _receive(stream: BinaryIO, commands: "queue.SimpleQueue[Command]") -> None:
-    for line in stream:
-        commands.put(json.loads(line))
-    # Nobody is left to read the answers.
-    os._exit(0)
+class Commands:
+    """What the other side asks for, read between steps by the thread that makes them: while a step
+    runs no other thread could, and between two it would get no turn."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._partial = b""
+
+    def read(self, *, wait: bool) -> list[Command]:
+        """The commands that have come; waits for one where told to."""
+        received = self._partial
+        while wait or select.select([self._connection], [], [], 0)[0]:
+            wait = False
+            piece = self._connection.recv(1 << 20)
+            if not piece:
+                os._exit(0)  # nobody is left to read the answers
+            received += piece
+        *lines, self._partial = received.split(b"\n")
+        return [json.loads(line) for line in lines]
 
 
 def main() -> None:
@@ -194,14 +207,10 @@ def main() -> None:
     scheduler.enable_prefix_caching = True
     scheduler.dynamic_split_fuse = True
     pipeline = genai.ContinuousBatchingPipeline(sys.argv[2], scheduler, "CPU")
-    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     out = connection.makefile("wb")
     worker = Worker(pipeline, out)
     worker.write({"ready": {"device": "cpu", "capacity_tokens": worker.trial()}})
-    threading.Thread(
-        target=_receive, args=(connection.makefile("rb"), commands), daemon=True
-    ).start()
-    worker.serve(commands)
+    worker.serve(Commands(connection))
 
 
 if __name__ == "__main__":

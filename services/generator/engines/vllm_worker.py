@@ -188,8 +188,9 @@ def engine_args(model: str, settings: dict[str, Any]) -> AsyncEngineArgs:
     """vLLM's own arguments."""
     extra = {name: value for name, value in settings["extra"].items() if value is not None}
     lora = extra.pop("lora_adapter", None)
-    on_cpu = current_platform.is_cpu()
-    if on_cpu:
+    if current_platform.is_cpu():
+        # Compiling takes 20 s when the first prompt needs it, and gains nothing on a processor.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         extra.setdefault("dtype", "float32")
         extra.setdefault("enforce_eager", True)
         extra.pop("gpu_memory_utilization", None)
