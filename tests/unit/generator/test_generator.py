@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.generator.engine import Sampling, Tokens
 from services.generator.engines.fake import FakeEngine
-from services.generator.generator import Delta, Prompt
+from services.generator.generator import Delta, Generator, Prompt
 from services.inference.templates.chat import ChatTemplate
 from services.runtime import errors
 from services.runtime.admission import Limits
@@ -456,3 +456,109 @@ class TestMeasures:
         with generator(engine) as g:
             await answer(g, "xy", asked(n=2))
         assert (counted("prompt") - before[0], counted("completion") - before[1]) == (2, 6)
+
+
+class TestSlowReader:
+    async def test_one_that_is_too_far_behind_is_cut_off_and_its_place_is_free(self) -> None:
+        engine = FakeEngine()
+        with generator(engine, max_unsent_tokens=8) as g:
+            wants = asked()
+            generation, sampling = await g.prepare(Prompt(text="x" * 40), wants)
+            with g.admit(generation, sampling, wants) as permit:
+                stream = g.stream(generation, sampling, wants, permit)
+                first = asyncio.ensure_future(anext(stream))
+                await soon(engine.submitted.wait())
+                engine.step()
+                assert (await soon(first)).text == "x"
+                for _ in range(30):  # nobody reads
+                    engine.step()
+                    await asyncio.sleep(0)
+                await until(lambda: engine.aborted)
+                assert g.slots.running == 0
+                left = (await soon(anext(stream))).text
+                assert 8 <= len(left) < 12
+                with pytest.raises(errors.SlowConsumer):
+                    await soon(anext(stream))
+
+    async def test_one_that_is_a_little_behind_gets_it_in_one_piece(self) -> None:
+        engine = FakeEngine()
+        with generator(engine) as g:
+            wants = asked()
+            generation, sampling = await g.prepare(Prompt(text="abcdef"), wants)
+            with g.admit(generation, sampling, wants) as permit:
+                stream = g.stream(generation, sampling, wants, permit)
+                first = asyncio.ensure_future(anext(stream))
+                await soon(engine.submitted.wait())
+                engine.step()
+                assert (await soon(first)).text == "a"
+                for _ in range(5):
+                    engine.step()
+                await until(lambda: engine.changed.is_set())
+                rest = await soon(anext(stream))
+                assert (rest.text, rest.ids) == ("bcdef", tuple(ids("bcdef")))
+                with pytest.raises(StopAsyncIteration):
+                    await soon(anext(stream))
+
+    async def test_messages_may_be_sent_at_most_so_often(self) -> None:
+        engine = FakeEngine()
+        deltas: list[Delta] = []
+        with generator(engine, coalesce_s=0.03) as g:
+            work = answer(g, "x" * 40, asked(), deltas)
+            await driven(engine, work)
+        assert text_of(deltas) == "x" * 40
+        assert len(deltas) < 10
+
+
+class TestPlaces:
+    async def test_no_more_than_the_engine_runs_are_given_to_it(self) -> None:
+        engine = FakeEngine()
+        with generator(engine, max_running=2) as g:
+            work = [asyncio.ensure_future(answer(g, "ab", asked())) for _ in range(5)]
+            await until(lambda: g.slots.waiting == 3)
+            assert len(engine.running) == 2
+            await asyncio.gather(*[driven(engine, one) for one in work])
+            assert g.slots.running == g.slots.waiting == 0
+
+    async def test_one_who_asks_much_does_not_keep_the_others_out(self) -> None:
+        engine = FakeEngine()
+        ended: list[str] = []
+
+        async def ask(g: Generator, who: str) -> None:
+            await answer(g, "abcd", asked(identity=who))
+            ended.append(who)
+
+        with generator(engine, max_running=1) as g:
+            work = [asyncio.ensure_future(ask(g, "much")) for _ in range(6)]
+            await until(lambda: g.slots.waiting == 5)
+            work.append(asyncio.ensure_future(ask(g, "little")))
+            await until(lambda: g.slots.waiting == 6)
+            await asyncio.gather(*[driven(engine, one) for one in work])
+        assert ended.index("little") <= 1
+
+    async def test_the_most_urgent_goes_first(self) -> None:
+        engine = FakeEngine()
+        ended: list[int] = []
+
+        async def ask(g: Generator, priority: int) -> None:
+            await answer(g, "abcd", asked(priority=priority))
+            ended.append(priority)
+
+        with generator(engine, max_running=1) as g:
+            work = [asyncio.ensure_future(ask(g, 5))]
+            await until(lambda: g.slots.running == 1)
+            work += [asyncio.ensure_future(ask(g, priority)) for priority in (9, 5, 1)]
+            await until(lambda: g.slots.waiting == 3)
+            await asyncio.gather(*[driven(engine, one) for one in work])
+        assert ended == [5, 1, 5, 9]
+
+    async def test_leaving_the_queue_costs_the_engine_nothing(self) -> None:
+        engine = FakeEngine()
+        with generator(engine, max_running=1) as g:
+            first = asyncio.ensure_future(answer(g, "ab", asked()))
+            await until(lambda: g.slots.running == 1)
+            second = asyncio.ensure_future(answer(g, "cd", asked()))
+            await until(lambda: g.slots.waiting == 1)
+            second.cancel()
+            await until(lambda: g.slots.waiting == 0)
+            await driven(engine, first)
+            assert engine.aborted == []
