@@ -18,6 +18,7 @@ from gateway.contract import Method, Mounted
 from gateway.edge import Edge, EdgeParts
 from gateway.errors import RefusalError
 from gateway.inhand import InHand
+from gateway.openai.routes import OpenAi
 from gateway.routing import RouteTable
 from gateway.transcode import Limits, Transcoder
 from gateway.upstream import connect
@@ -75,22 +76,18 @@ def build(config: GatewayConfig) -> Gateway:
         health.router(health.Readiness(calls.upstreams, in_hand, config.probe_timeout_s))
     )
     app.include_router(docs.router(openapi.document(table, guarded=tokens is not None)))
-    # Before the few fixed routes, since nearly every request is for it.
-    app.router.routes.insert(
-        0,
-        Transcoder(
-            table,
-            calls,
-            Authenticator(tokens),
-            Delegation(config.own_token()),
-            Limits(
-                config.default_timeout_s,
-                config.default_stream_timeout_s,
-                config.max_json_depth,
-                config.ping_interval_s,
-            ),
-        ),
+    authenticator, delegation = Authenticator(tokens), Delegation(config.own_token())
+    limits = Limits(
+        config.default_timeout_s,
+        config.default_stream_timeout_s,
+        config.max_json_depth,
+        config.ping_interval_s,
     )
+    # Before the few fixed routes, since nearly every request is for them.
+    app.router.routes[:0] = [
+        Transcoder(table, calls, authenticator, delegation, limits),
+        OpenAi(calls, authenticator, delegation, limits),
+    ]
     return Gateway(app, table, in_hand, calls)
 
 

@@ -15,13 +15,13 @@ JSON = "application/json"
 
 async def reply(send: Send, body: bytes) -> None:
     """A message as a whole answer."""
-    await send(_start(200, {"content-type": JSON, "content-length": str(len(body))}))
+    await send(start_of(200, {"content-type": JSON, "content-length": str(len(body))}))
     await send({"type": "http.response.body", "body": body})
 
 
 async def reply_empty(send: Send) -> None:
     """An answer with headers only."""
-    await send(_start(204, {}))
+    await send(start_of(204, {}))
     await send({"type": "http.response.body", "body": b""})
 
 
@@ -29,7 +29,7 @@ async def reply_error(send: Send, answer: Answer) -> None:
     """An error as a whole answer."""
     body = answer.encoded()
     fields = {"content-type": JSON, "content-length": str(len(body)), **answer.headers}
-    await send(_start(answer.http, fields))
+    await send(start_of(answer.http, fields))
     await send({"type": "http.response.body", "body": body})
 
 
@@ -54,7 +54,7 @@ async def reply_stream(
                     data = framing.message(await wire.encoded(item))
                 if not started:
                     started = True
-                    await send(_start(200, _stream_headers(framing)))
+                    await send(start_of(200, _stream_headers(framing)))
                 await send({"type": "http.response.body", "body": data, "more_body": True})
     except Exception as error:
         if not started:
@@ -62,7 +62,7 @@ async def reply_stream(
         last = framing.error(error_of(error).encoded())
         await send({"type": "http.response.body", "body": last, "more_body": True})
     if not started:
-        await send(_start(200, _stream_headers(framing)))
+        await send(start_of(200, _stream_headers(framing)))
     await send({"type": "http.response.body", "body": b""})
 
 
@@ -71,6 +71,7 @@ def _stream_headers(framing: Framing) -> dict[str, str]:
     return {"content-type": framing.media_type, "x-accel-buffering": "no"}
 
 
-def _start(status: int, headers: dict[str, str]) -> dict[str, object]:
+def start_of(status: int, headers: dict[str, str]) -> dict[str, object]:
+    """The beginning of an answer."""
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     return {"type": "http.response.start", "status": status, "headers": raw}

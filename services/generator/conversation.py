@@ -15,7 +15,8 @@ import structlog
 from gristmill.generator.v1 import generator_service_pb2 as pb
 
 from services.generator import converters as to
-from services.generator.generator import Asked, Choice, Generation, Generator, Interrupted, Prompt
+from services.generator.generation import Asked, Choice, Generation, Interrupted, Prompt
+from services.generator.generator import Generator
 from services.generator.tools import Toolbox
 from services.inference.serving import Serving
 from services.runtime import status

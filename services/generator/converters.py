@@ -15,7 +15,9 @@ from gristmill.registry.v1 import model_pb2
 
 from services.generator.constraints import Constraint
 from services.generator.engine import Sampling, Tokenizer, Top
-from services.generator.generator import Choice, Delta, Generation, Generator, Prompt
+from services.generator.generation import Choice, Generation, Prompt
+from services.generator.generator import Generator
+from services.generator.outbox import Delta
 from services.generator.tools import Call, Tool, Toolbox
 from services.inference.loaded import Loaded, Wanted
 from services.runtime.errors import InvalidRequest, ModelNotReady

@@ -9,106 +9,25 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
 from services.generator import constraints, metering, schemas
-from services.generator.engine import Engine, Sampling, Tokens, Top
+from services.generator.engine import Engine, Sampling, Tokens
 from services.generator.fairness import Entry
+from services.generator.generation import Asked, Choice, Generation, Interrupted, Prompt
 from services.generator.outbox import Delta, Outbox
 from services.generator.slots import Slots
 from services.generator.text import Detokenizer, PieceReader, StopFilter
-from services.generator.tools import MISTRAL, Call, CallReader, Toolbox, written_out
+from services.generator.tools import MISTRAL, CallReader, written_out
 from services.inference.manifest import Manifest
 from services.runtime import metrics
 from services.runtime.admission import Admission, Cost, Permit, hide, show
-from services.runtime.deadline import Deadline
 from services.runtime.errors import (
     DeadlineExpired,
     GristmillError,
     InvalidRequest,
     UnsupportedField,
 )
-
-FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
-__all__ = ["Asked", "Choice", "Delta", "Generation", "Generator", "Interrupted", "Prompt"]
-
-
-class Interrupted(Exception):
-    """The answer was ended before it was complete."""
-
-
-def _nothing() -> None:
-    """There is nothing to interrupt yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What to continue: exactly one of text, messages and ids."""
-
-    text: str | None = None
-    messages: tuple[dict[str, Any], ...] | None = None
-    ids: tuple[int, ...] | None = None
-    toolbox: Toolbox | None = None
-    """With messages: what the model may call."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a caller wants done with a prompt."""
-
-    identity: str
-    deadline: Deadline
-    arrived: float
-    sampling: Sampling
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    n: int = 1
-    priority: int = 5
-
-
-@dataclass(slots=True)
-class Choice:
-    """One answer, as far as it has come."""
-
-    index: int
-    text: str = ""
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    top: list[Top] = field(default_factory=list)
-    finish: FinishReason | None = None
-    stop_match: str = ""
-    calls: list[Call] = field(default_factory=list)
-    sent: int = 0
-    """Tokens whose text has been sent."""
-
-
-@dataclass(slots=True)
-class Generation:
-    """A prompt on its way: what has been read, written and measured."""
-
-    prompt: list[int]
-    preprocess_s: float
-    started: float
-    queue_s: float = 0.0
-    first_token_s: float = 0.0
-    total_s: float = 0.0
-    cached: int = 0
-    choices: list[Choice] = field(default_factory=list)
-    toolbox: Toolbox | None = None
-    interrupt: Callable[[], None] = _nothing
-    """End the answer where it is: whoever follows it hears Interrupted."""
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens generated, over all choices."""
-        return sum(len(choice.ids) for choice in self.choices)
-
-    @property
-    def per_token_s(self) -> float:
-        """Mean time between tokens after the first; 0 with fewer than two."""
-        longest = max((len(choice.ids) for choice in self.choices), default=0)
-        return (self.total_s - self.first_token_s) / (longest - 1) if longest > 1 else 0.0
 
 
 @dataclass(slots=True)

@@ -1,14 +1,10 @@
 """What a generator counts, where it can under the names of OpenTelemetry's GenAI conventions."""
 
-from typing import TYPE_CHECKING
-
 from services.generator.engine import Engine
+from services.generator.generation import Generation
 from services.generator.slots import Slots
 from services.runtime import metrics
 from services.runtime.summed import Summed
-
-if TYPE_CHECKING:
-    from services.generator.generator import Generation
 
 _RUNNING: Summed[Engine] = Summed(metrics.GEN_RUNNING, lambda e: e.stats.running)
 _WAITING: Summed[Slots] = Summed(metrics.GEN_WAITING, lambda s: s.waiting)
@@ -31,7 +27,7 @@ def hide(model: str, engine: Engine, slots: Slots) -> None:
     _WAITING.remove(model, slots)
 
 
-def measure(model: str, generation: "Generation", error: str) -> None:
+def measure(model: str, generation: Generation, error: str) -> None:
     """One prompt has ended, well or with the reason that is its error."""
     tokens = {
         "prompt": len(generation.prompt),

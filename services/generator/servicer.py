@@ -12,7 +12,8 @@ from gristmill.generator.v1 import prompt_pb2, result_pb2, sampling_params_pb2
 
 from services.generator import converters as to
 from services.generator.conversation import Bounds, Conversation, Conversations
-from services.generator.generator import Asked, Generation, Generator
+from services.generator.generation import Asked, Generation
+from services.generator.generator import Generator
 from services.inference.serving import Serving
 from services.runtime import status
 from services.runtime.call import Call, current_call

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 from services.generator.engine import Engine, Sampling, Tokens
 from services.generator.engines.fake import FakeEngine
-from services.generator.generator import Asked, Choice, Delta, Generation, Generator, Prompt
+from services.generator.generation import Asked, Choice, Generation, Prompt
+from services.generator.generator import Generator
 from services.generator.generator import Limits as OwnLimits
+from services.generator.outbox import Delta
 from services.inference.manifest import Manifest
 from services.inference.serving import Serving
 from services.runtime.admission import Admission, Limits, Permit

@@ -9,7 +9,8 @@ from gristmill.registry.v1 import model_pb2
 from services.generator import converters as to
 from services.generator.engine import Capabilities, Sampling
 from services.generator.engines.fake import FakeTokenizer
-from services.generator.generator import Choice, Delta, Generation, Prompt
+from services.generator.generation import Choice, Generation, Prompt
+from services.generator.outbox import Delta
 from services.generator.tools import Tool
 from services.inference.loaded import Wanted
 from services.runtime import errors

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from services.generator.engine import Sampling, Tokens
 from services.generator.engines.fake import FakeEngine
-from services.generator.generator import Delta, Generator, Prompt
+from services.generator.generation import Prompt
+from services.generator.generator import Generator
+from services.generator.outbox import Delta
 from services.inference.templates.chat import ChatTemplate
 from services.runtime import errors
 from services.runtime.admission import Limits
