@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from services.generator.constraints import Constraint, Kind
-from services.inference.templates.chat import ChatTemplate
 from services.runtime.admission import Permit
 from services.runtime.errors import UnsupportedField
+from services.templates.chat import ChatTemplate
 
 Finish = Literal["stop", "length"]
 

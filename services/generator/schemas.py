@@ -9,6 +9,8 @@ from services.runtime.errors import InvalidRequest
 
 MAX_DEPTH = 24
 MAX_NODES = 2000
+HEAVY = 4
+"""What a character of a text and a property cost, against one for the place of an expression."""
 LARGEST = 10**15
 """Numbers beyond it are not the same in all engines."""
 TYPES = frozenset({"string", "number", "integer", "boolean", "null", "array", "object"})
@@ -137,7 +139,10 @@ def _check_satisfiable(node: Mapping[str, Any], types: list[str], path: str) -> 
 
 def _cost(node: Mapping[str, Any], path: str) -> int:
     """What its counts and its expressions cost, written out."""
-    positions: int = sum(node.get(name, 0) for name in _COUNTS)
+    positions: int = sum(
+        node.get(name, 0) * (1 if "Length" not in name else HEAVY) for name in _COUNTS
+    )
+    positions += HEAVY * len(node.get("properties", ()))
     patterns = [*node.get("patternProperties", ())]
     patterns += [node["pattern"]] if "pattern" in node else []
     for pattern in patterns:

@@ -17,6 +17,7 @@ EDGES = {
     "artifacts.py",
     "bidi.py",
     "bounds.py",
+    "conversation.py",
     "converters.py",
     "health.py",
     "interceptors.py",

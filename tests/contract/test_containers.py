@@ -450,6 +450,8 @@ for file in sorted(pathlib.Path(".").rglob("*.py")):
         continue  # of the transports, which is chosen only where it is installed
     if parts[-1] == "redis" and importlib.util.find_spec("redis") is None:
         continue  # of the cache, which a worker does not have
+    if parts[-1] == "vllm_worker":
+        continue  # a script for the Python that vLLM is installed for
     names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
 for name in names:
     importlib.import_module(name)

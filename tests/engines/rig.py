@@ -28,7 +28,7 @@ PATIENCE_S = 60.0
 NAMES = ("fake", "openvino-genai", "vllm")
 
 
-def made(name: str, on_health: Any = lambda serving: None) -> Engine:
+def made(name: str, on_health: Any = lambda serving: None) -> Any:
     """An engine that has not been started."""
     if name == "fake":
         return FakeEngine()

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from services.generator.engine import Capabilities, Finish, Sampling, Stats, Tokens
-from services.inference.templates.chat import ChatTemplate
 from services.runtime.admission import Permit
+from services.templates.chat import ChatTemplate
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 """Contents in a row."""

@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from services.generator.text import joined
-from services.inference.templates.chat import ChatTemplate
 from services.runtime.errors import FailedPrecondition
+from services.templates.chat import ChatTemplate
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 

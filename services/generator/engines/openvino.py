@@ -9,7 +9,7 @@ from pathlib import Path
 from services.generator.engine import Capabilities, EngineSettings
 from services.generator.engines.process import EngineProcess
 from services.generator.text import joined
-from services.inference.templates.chat import ChatTemplate
+from services.templates.chat import ChatTemplate
 
 WORKER = "services.generator.engines.openvino_worker"
 NAME = "openvino-genai"

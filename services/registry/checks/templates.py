@@ -6,9 +6,9 @@ from typing import Any
 import jinja2
 from jinja2.exceptions import SecurityError
 
-from services.inference.templates.budget import Budget, OverBudgetError
-from services.inference.templates.sandbox import Sandbox
 from services.registry.checks.findings import RefusedError
+from services.templates.budget import Budget, OverBudgetError
+from services.templates.sandbox import Sandbox
 
 RULE = "chat-template"
 MAX_BYTES, MAX_TEMPLATES = 64 * 1024, 16

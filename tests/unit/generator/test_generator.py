@@ -13,10 +13,10 @@ from services.generator.engines.fake import FakeEngine
 from services.generator.generation import Prompt
 from services.generator.generator import Generator
 from services.generator.outbox import Delta
-from services.inference.templates.chat import ChatTemplate
 from services.runtime import errors
 from services.runtime.admission import Limits
 from services.runtime.deadline import Deadline
+from services.templates.chat import ChatTemplate
 from tests.harness import FakeClock, metric, soon
 from tests.unit.generator.stack import (
     CONTEXT,

@@ -7,11 +7,11 @@ import jinja2
 import pytest
 from jinja2.ext import loopcontrols
 
-from services.inference.templates import budget
-from services.inference.templates.budget import MAX_SIZE, Budget, OverBudgetError
-from services.inference.templates.sandbox import Sandbox
 from services.registry.checks import templates
 from services.registry.checks.findings import RefusedError
+from services.templates import budget
+from services.templates.budget import MAX_SIZE, Budget, OverBudgetError
+from services.templates.sandbox import Sandbox
 from tests.unit.registry_checks.corpus import CHATML
 
 TOOLS = """

@@ -21,9 +21,9 @@ from jinja2.runtime import Context, LoopContext, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, _PassArg
 
-from services.inference.templates.budget import Budget
-from services.inference.templates.growth import check_format, check_power, grown, repeated
-from services.inference.templates.metering import Metering
+from services.templates.budget import Budget
+from services.templates.growth import check_format, check_power, grown, repeated
+from services.templates.metering import Metering
 
 FILTERS = (
     *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first"),

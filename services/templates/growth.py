@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2.exceptions import SecurityError
 
-from services.inference.templates.budget import MAX_BITS, OverBudgetError
+from services.templates.budget import MAX_BITS, OverBudgetError
 
 
 def grown(

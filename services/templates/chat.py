@@ -7,9 +7,9 @@ from typing import Any
 import jinja2
 from jinja2.exceptions import SecurityError
 
-from services.inference.templates.budget import Budget, OverBudgetError
-from services.inference.templates.sandbox import Sandbox
 from services.runtime.errors import FailedPrecondition, InvalidRequest
+from services.templates.budget import Budget, OverBudgetError
+from services.templates.sandbox import Sandbox
 
 Message = Mapping[str, Any]
 """`role` and `content`, and as the role needs: `name`, `tool_calls`, `tool_call_id`."""
