@@ -243,9 +243,9 @@ class Generator:
         outbox: Outbox,
     ) -> None:
         """Follow one choice to its end."""
-        reader = self._reader(generation, asked)
         work = float(len(generation.prompt) + sampling.max_tokens)
         try:
+            reader = self._reader(generation, asked)
             async with self.slots.one(Entry(asked.identity, asked.priority, work)):
                 began = self._clock()
                 generation.queue_s = generation.queue_s or began - generation.started

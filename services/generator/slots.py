@@ -78,6 +78,9 @@ class Slots:
     async def _acquire(self, entry: Entry) -> None:
         if self._free and not len(self._queue):
             self._free -= 1
+            # Through the queue all the same: what one had counts when others wait.
+            self._queue.push(entry)
+            self._queue.take()
             return
         turn = self._turns[entry] = asyncio.get_running_loop().create_future()
         self._queue.push(entry)

@@ -52,7 +52,7 @@ JOBS = OURS.keys() - CONFIGS.keys()
 OWN = {
     "registry": {"services.registry", "sqlalchemy"},
     "classifier": {"services.classifier", "onnxruntime", "tokenizers", "redis"},
-    "generator": {"services.generator", "openvino_genai"},
+    "generator": {"services.generator", "openvino_genai", "tokenizers"},
     "gateway": {"gateway", "fastapi"},
     "worker": {
         *("services.registry", "sqlalchemy", "onnxruntime", "tokenizers", "openvino_genai", "onnx"),

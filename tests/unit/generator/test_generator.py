@@ -214,6 +214,8 @@ class TestAnswer:
         class Bytes:
             eos_ids = frozenset({256})
             vocabulary = 257
+            template = None
+            pieces = None
 
             def encode(self, text: str) -> list[int]:
                 return list(text.encode())
@@ -221,8 +223,8 @@ class TestAnswer:
             def decode(self, ids: Sequence[int]) -> str:
                 return bytes(i for i in ids if i < 256).decode(errors="ignore")
 
-            def render(self, messages: Sequence[dict[str, str]]) -> str:
-                return ""
+            def piece(self, token: int) -> bytes:
+                return bytes([token])
 
         steps = [Tokens([whole[0]]), Tokens([whole[1]]), Tokens(list(whole[2:]), (), "length")]
         engine, deltas = ScriptedEngine(steps), list[Delta]()
@@ -505,9 +507,9 @@ class TestSlowReader:
         engine = FakeEngine()
         deltas: list[Delta] = []
         with generator(engine, coalesce_s=0.03) as g:
-            work = answer(g, "x" * 40, asked(), deltas)
+            work = answer(g, "x" * 30, asked(), deltas)
             await driven(engine, work)
-        assert text_of(deltas) == "x" * 40
+        assert text_of(deltas) == "x" * 30
         assert len(deltas) < 10
 
 

@@ -205,7 +205,7 @@ class TestPrediction:
                 slots.predicted_wait_s(Entry(name, priority, 10.0))
                 for name, priority in (("y", 9), ("x", 5), ("y", 5), ("x", 1))
             )
-        assert later == same > fresh > urgent > 0
+        assert later == same > fresh == urgent > 0
 
     async def test_it_is_nothing_with_a_place_free_or_nothing_known(self) -> None:
         slots = await learned(2, FakeClock())

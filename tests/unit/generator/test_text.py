@@ -8,7 +8,7 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.generator.text import Detokenizer, StopFilter
+from services.generator.text import Detokenizer, PieceReader, StopFilter, joined
 
 # A loaded machine makes any example slow.
 unhurried = settings(deadline=None)
@@ -215,6 +215,33 @@ def pushed(filter_: StopFilter, pieces: Sequence[str], note: Callable[[str], Non
         out += filter_.push(piece)
         note(out)
     return out if filter_.matched else out + filter_.flush()
+
+
+class TestPieceReader:
+    @unhurried
+    @given(tokenisations(st.binary(max_size=40)))
+    def test_deltas_join_to_what_the_bytes_are(
+        self, given: tuple[list[bytes], list[Sequence[int]]]
+    ) -> None:
+        tokens, pushes = given
+        reader = PieceReader(tokens)
+        deltas = [reader.push(push) for push in pushes]
+        whole = joined(tokens, [one for push in pushes for one in push])
+        assert "".join([*deltas, reader.flush()]) == whole
+
+    @unhurried
+    @given(VALID)
+    def test_no_character_and_no_emoji_is_split(
+        self, given: tuple[list[bytes], list[Sequence[int]]]
+    ) -> None:
+        tokens, pushes = given
+        reader = PieceReader(tokens)
+        deltas = [*(reader.push(push) for push in pushes), reader.flush()]
+        assert not any("\ufffd" in delta for delta in deltas)
+        edges = set(itertools.accumulate(len(delta) for delta in deltas))
+        for cluster in regex.finditer(r"\X", "".join(deltas)):
+            if EMOJI.match(cluster.group()) and len(cluster.group()) < 64:
+                assert not edges & set(range(cluster.start() + 1, cluster.end()))
 
 
 class TestStopFilter:
