@@ -53,7 +53,7 @@ class PieceReader:
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self._pieces = pieces
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
         self._held = ""
 
     def push(self, ids: Sequence[int]) -> str:
@@ -71,8 +71,8 @@ class PieceReader:
 
 
 def joined(pieces: Sequence[bytes], ids: Sequence[int]) -> str:
-    """The whole text of tokens that are bytes."""
-    return b"".join([pieces[one] for one in ids]).decode(errors="replace")
+    """The whole text of tokens that are bytes, without what is no character."""
+    return b"".join([pieces[one] for one in ids]).decode(errors="ignore")
 
 
 _CLUSTERS = regex.compile(r"\X")

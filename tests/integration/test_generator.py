@@ -193,9 +193,8 @@ class TestGenerate:
         assert [one.generation.choices[0].text for one in answer.results] == words
         for one, said_ in zip(answer.results, words, strict=True):
             assert list(one.generation.choices[0].token_ids) == ids(said_)
-            assert one.generation.usage == result_pb2.Usage(
-                prompt_tokens=len(said_), completion_tokens=len(said_)
-            )
+            usage = one.generation.usage
+            assert usage.prompt_tokens == usage.completion_tokens == len(said_)
 
     async def test_what_is_wrong_with_one_prompt_is_its_own(
         self, transport: str, tmp_path: Path

@@ -47,7 +47,7 @@ class OpenVinoTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; what is no character shows as U+FFFD, or is left out."""
+        """Text of token ids, without what is no character."""
         if self.pieces is not None:
             return joined(self.pieces, ids)
         return str(self._tokenizer.decode(list(ids)))
