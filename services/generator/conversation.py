@@ -235,12 +235,12 @@ class Conversation:
             prompt = Prompt(messages=(*self._history, *said), toolbox=self._toolbox)
             generation, sampling = await generator.prepare(prompt, asked, "turn")
             turn.generation = generation
+            if turn.stopped:  # while it was prepared
+                generation.interrupt()
             with generator.admit(generation, sampling, asked) as permit:
                 yield pb.GenerateBidiResponse(started=to.started_out(loaded, generation))
                 stream = generator.stream(generation, sampling, asked, permit)
                 try:
-                    if turn.stopped:
-                        generation.interrupt()
                     async with aclosing(stream) as deltas:  # type: ignore[type-var]
                         async for delta in deltas:
                             out = to.delta_out(delta, generator.engine.tokenizer)

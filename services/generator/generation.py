@@ -16,7 +16,7 @@ class Interrupted(Exception):
 
 
 def _nothing() -> None:
-    """There is nothing to interrupt yet."""
+    """Nobody reads a stream yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,14 @@ class Generation:
     cached: int = 0
     choices: list[Choice] = field(default_factory=list)
     toolbox: Toolbox | None = None
-    interrupt: Callable[[], None] = _nothing
-    """End the answer where it is: whoever follows it hears Interrupted."""
+    interrupted: bool = False
+    on_interrupt: Callable[[], None] = _nothing
+    """What ends the stream that is being read."""
+
+    def interrupt(self) -> None:
+        """End the answer where it is, begun or not: whoever follows it hears Interrupted."""
+        self.interrupted = True
+        self.on_interrupt()
 
     @property
     def completion_tokens(self) -> int:

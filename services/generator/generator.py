@@ -194,7 +194,9 @@ class Generator:
         """Deltas of all choices; when it ends, `generation` is complete."""
         generation.choices = [Choice(index) for index in range(asked.n)]
         outbox = Outbox(asked.n, self.limits.max_unsent_tokens)
-        generation.interrupt = lambda: outbox.fail(Interrupted())
+        generation.on_interrupt = lambda: outbox.fail(Interrupted())
+        if generation.interrupted:
+            outbox.fail(Interrupted())
         # Choices with one seed would all be the same answer.
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
         tasks = [

@@ -357,3 +357,24 @@ async def test_a_drain_finishes_the_turn_and_says_why_it_ends(
             await soon(talk.call.read())
         assert ended.value.code() is Code.UNAVAILABLE
         assert reason(ended.value) == "DRAINING"
+
+
+@pytest.mark.parametrize("round_", range(5))
+async def test_a_turn_that_is_overtaken_as_it_begins_is_cancelled(
+    transport: str, tmp_path: Path, round_: int
+) -> None:
+    engine = FakeEngine()
+    async with running(engine, transport, tmp_path, steps=False) as r:
+        talk = r.talk()
+        await talk.open()
+        for number in range(4):
+            await talk.turn(str(number), "x")
+        seen: dict[str, Any] = {}
+        while len(seen) < 3:
+            response = await talk.read()
+            if response.HasField("finished"):
+                seen[response.turn_id] = response.finished.choices[0].finish_reason
+        assert seen == dict.fromkeys("012", result_pb2.FINISH_REASON_CANCELLED)
+        await talk.cancel()
+        await talk.answer("3")
+        await talk.end()

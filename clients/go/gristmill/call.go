@@ -32,6 +32,36 @@ type (
 		ChatOption
 		generate()
 	}
+	// SayOption goes with Conversation.Say and SayMessages.
+	SayOption interface {
+		apply(*call)
+		say()
+	}
+	// ConverseOption goes with Converse.
+	ConverseOption interface {
+		apply(*call)
+		converse()
+	}
+	// TurnOption goes with what is said, and with Converse for all turns.
+	TurnOption interface {
+		SayOption
+		ConverseOption
+	}
+	// SamplingOption goes with every call that generates.
+	SamplingOption interface {
+		GenerateOption
+		TurnOption
+	}
+	// ToolOption goes with Chat and StreamChat, and with Converse.
+	ToolOption interface {
+		ChatOption
+		ConverseOption
+	}
+	// PriorityOption goes with every call of a model and with what is said.
+	PriorityOption interface {
+		CallOption
+		TurnOption
+	}
 	// ResolveOption goes with Models.Resolve.
 	ResolveOption interface {
 		apply(*call)
@@ -42,7 +72,7 @@ type (
 		apply(*call)
 		promote()
 	}
-	// CallOption goes with every call of a model.
+	// CallOption goes with every call of a model but Converse.
 	CallOption interface {
 		ClassifyOption
 		GenerateOption
@@ -50,6 +80,7 @@ type (
 	// VersionOption goes with every call of a model and with Models.Resolve.
 	VersionOption interface {
 		CallOption
+		ConverseOption
 		ResolveOption
 	}
 	// AliasOption goes with all of these.
@@ -81,8 +112,8 @@ func WithAlias(alias string) AliasOption {
 }
 
 // WithPriority sets how urgent a call is: 1 (most) to 9.
-func WithPriority(priority uint32) CallOption {
-	return callOption{option: func(c *call) { c.priority = priority }}
+func WithPriority(priority uint32) PriorityOption {
+	return priorityOption{callOption{option: func(c *call) { c.priority = priority }}}
 }
 
 // call is what the options of one call say. What no option touched stays nil,
@@ -92,6 +123,9 @@ type call struct {
 	priority    uint32
 	options     *classifierv1.ClassifyOptions
 	itemTimeout time.Duration
+	turnTimeout time.Duration
+	turnID      string
+	history     []Message
 	params      *generatorv1.SamplingParams
 	tools       []*generatorv1.Tool
 	toolChoice  *generatorv1.ToolChoice
@@ -128,11 +162,17 @@ func (callOption) generate() {}
 
 type versionOption struct{ callOption }
 
-func (versionOption) resolve() {}
+func (versionOption) converse() {}
+func (versionOption) resolve()  {}
 
 type aliasOption struct{ versionOption }
 
 func (aliasOption) promote() {}
+
+type priorityOption struct{ callOption }
+
+func (priorityOption) converse() {}
+func (priorityOption) say()      {}
 
 type bidiOption struct{ option }
 
@@ -147,10 +187,30 @@ type chatOption struct{ option }
 
 func (chatOption) chat() {}
 
-type generateOption struct{ option }
+type toolOption struct{ option }
 
-func (generateOption) chat()     {}
-func (generateOption) generate() {}
+func (toolOption) chat()     {}
+func (toolOption) converse() {}
+
+type samplingOption struct{ option }
+
+func (samplingOption) chat()     {}
+func (samplingOption) converse() {}
+func (samplingOption) generate() {}
+func (samplingOption) say()      {}
+
+type converseOption struct{ option }
+
+func (converseOption) converse() {}
+
+type sayOption struct{ option }
+
+func (sayOption) say() {}
+
+type turnOption struct{ option }
+
+func (turnOption) converse() {}
+func (turnOption) say()      {}
 
 type promoteOption struct{ option }
 

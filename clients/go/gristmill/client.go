@@ -27,7 +27,8 @@ type Client struct {
 	registry    registryv1.RegistryServiceClient
 	operations  longrunningpb.OperationsClient
 	connections []*grpc.ClientConn
-	timeout     time.Duration // of calls that are given none; 0: the server's own
+	// Of calls that are given none; 0: the server's own.
+	timeout, generateTimeout time.Duration
 }
 
 // New makes a client. It fails on settings that cannot work, not on a service
@@ -37,7 +38,7 @@ func New(opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{timeout: s.timeout}
+	c := &Client{timeout: s.timeout, generateTimeout: s.generateTimeout}
 	classifier, err := c.connect(s, s.classifier, classifierv1.File_gristmill_classifier_v1_classifier_service_proto)
 	if err != nil {
 		return nil, err

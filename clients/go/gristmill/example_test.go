@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"strings"
 	"time"
 
 	"github.com/gristmill/gristmill/clients/go/gristmill"
@@ -77,6 +78,38 @@ func ExampleClient_ClassifyBidi() {
 			continue
 		}
 		fmt.Printf("%s: %s %.2f\n", p.ID, p.Label, p.Score)
+	}
+}
+
+// The second turn interrupts the answer to the first.
+func ExampleClient_Converse() {
+	client, err := gristmill.New()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	conversation, err := client.Converse(context.Background(), "smollm2",
+		gristmill.WithHistory(gristmill.System("Be brief.")), gristmill.WithMaxTokens(64))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conversation.Close()
+	for _, turn := range []string{"Count to a thousand.", "Stop. How far did you come?"} {
+		answer, err := conversation.Say(turn, gristmill.WithTurnTimeout(30*time.Second))
+		if err != nil { // the conversation has ended
+			log.Fatal(err)
+		}
+		for text, err := range answer.Text() {
+			if err != nil { // this turn failed, perhaps alone
+				log.Print(err)
+				break
+			}
+			fmt.Print(text)
+			if strings.Contains(text, "7") {
+				break // which ends the answer
+			}
+		}
 	}
 }
 

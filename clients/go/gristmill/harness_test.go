@@ -18,6 +18,8 @@ import (
 	registryv1 "github.com/gristmill/gristmill/generated/go/gristmill/registry/v1"
 )
 
+type conversationServer = grpc.BidiStreamingServer[generatorv1.GenerateBidiRequest, generatorv1.GenerateBidiResponse]
+
 type bidiServer = grpc.BidiStreamingServer[classifierv1.ClassifyBidiRequest, classifierv1.ClassifyBidiResponse]
 
 // The fakes answer with what a test sets.
@@ -42,7 +44,10 @@ type generatorFake struct {
 	generatorv1.UnimplementedGeneratorServiceServer
 	generate func(context.Context, *generatorv1.GenerateRequest) (*generatorv1.GenerateResponse, error)
 	stream   func(*generatorv1.GenerateStreamRequest, grpc.ServerStreamingServer[generatorv1.GenerateStreamResponse]) error
+	bidi     func(conversationServer) error
 }
+
+func (f *generatorFake) GenerateBidi(stream conversationServer) error { return f.bidi(stream) }
 
 func (f *generatorFake) Generate(ctx context.Context, r *generatorv1.GenerateRequest) (*generatorv1.GenerateResponse, error) {
 	return f.generate(ctx, r)

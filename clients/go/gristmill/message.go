@@ -43,8 +43,8 @@ func User(content string) Message { return Message{Role: RoleUser, Content: cont
 func Assistant(content string) Message { return Message{Role: RoleAssistant, Content: content} }
 
 // WithTools lists functions that the model may call.
-func WithTools(tools ...*generatorv1.Tool) ChatOption {
-	return chatOption{func(c *call) { c.tools = tools }}
+func WithTools(tools ...*generatorv1.Tool) ToolOption {
+	return toolOption{func(c *call) { c.tools = tools }}
 }
 
 // WithToolChoice says which tool the model must call. Without it the model decides.
@@ -57,11 +57,16 @@ func textPrompt(text string) *generatorv1.Prompt {
 }
 
 func chatPrompt(messages []Message, call *call) *generatorv1.Prompt {
-	chat := &generatorv1.ChatPrompt{Tools: call.tools, ToolChoice: call.toolChoice}
+	chat := &generatorv1.ChatPrompt{Messages: chatMessages(messages), Tools: call.tools, ToolChoice: call.toolChoice}
+	return &generatorv1.Prompt{Content: &generatorv1.Prompt_Chat{Chat: chat}}
+}
+
+func chatMessages(messages []Message) []*generatorv1.ChatMessage {
+	var found []*generatorv1.ChatMessage
 	for _, m := range messages {
-		chat.Messages = append(chat.Messages, &generatorv1.ChatMessage{
+		found = append(found, &generatorv1.ChatMessage{
 			Role: roles[m.Role], Content: m.Content, Name: m.Name, ToolCalls: m.ToolCalls, ToolCallId: m.ToolCallID,
 		})
 	}
-	return &generatorv1.Prompt{Content: &generatorv1.Prompt_Chat{Chat: chat}}
+	return found
 }

@@ -69,7 +69,7 @@ func WithInsecure() Option { return func(s *settings) { s.insecure = true } }
 func WithTimeout(timeout time.Duration) Option { return func(s *settings) { s.timeout = timeout } }
 
 // WithGenerateTimeout does the same for calls to the generator. Without it: 120
-// seconds.
+// seconds. [Client.Converse] has none, its turns do.
 func WithGenerateTimeout(timeout time.Duration) Option {
 	return func(s *settings) { s.generateTimeout = timeout }
 }

@@ -1,8 +1,10 @@
 """The Python client of Gristmill: `Client`, `AsyncClient`, what they give and what they raise."""
 
 from gristmill_client._aio_bidi_streams import AsyncClassifyBidiStream
+from gristmill_client._aio_conversation import AsyncAnswer, AsyncConversation
 from gristmill_client._aio_streams import AsyncStream, AsyncTextStream, AsyncWatch
 from gristmill_client._bidi_streams import ClassifyBidiStream
+from gristmill_client._conversation import Answer, Conversation
 from gristmill_client._streams import Stream, TextStream, Watch
 from gristmill_client.aio_client import AsyncClient
 from gristmill_client.aio_models import AsyncModels
@@ -10,12 +12,14 @@ from gristmill_client.client import Client
 from gristmill_client.completion import (
     Choice,
     Completion,
+    ConversationOptions,
     GenerateOptions,
     GenerateTimings,
     Message,
     TokenLogprob,
     Tool,
     ToolCall,
+    TurnOptions,
     Usage,
 )
 from gristmill_client.errors import (
@@ -74,10 +78,13 @@ from gristmill_client.tensor import Array, Datatype, Tensor
 __all__ = [
     "Alias",
     "AlreadyExists",
+    "Answer",
     "Array",
     "Artifact",
+    "AsyncAnswer",
     "AsyncClassifyBidiStream",
     "AsyncClient",
+    "AsyncConversation",
     "AsyncModels",
     "AsyncOperation",
     "AsyncStream",
@@ -92,6 +99,8 @@ __all__ = [
     "Client",
     "Completion",
     "Conflict",
+    "Conversation",
+    "ConversationOptions",
     "Conversion",
     "DataLoss",
     "Datatype",
@@ -135,6 +144,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "TrafficPolicy",
+    "TurnOptions",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

@@ -14,7 +14,7 @@ from gristmill.classifier.v1 import options_pb2
 from gristmill.registry.v1 import model_pb2
 
 from gristmill_client import _classify_messages as messages
-from gristmill_client._messages import model_ref, reject_unknown
+from gristmill_client._messages import checked_id, checked_timeout, model_ref, reject_unknown
 from gristmill_client.errors import DeadlineExceeded, Unavailable
 from gristmill_client.prediction import ClassifyOptions, Item
 
@@ -23,11 +23,8 @@ from gristmill_client.prediction import ClassifyOptions, Item
 WINDOW = 1024
 # Of messages that gRPC has not pulled yet.
 QUEUE_BYTES = 64 * 1024 * 1024
-# The contract's bounds, a breach of which would end the stream for everything on it.
+# The contract's bound, a breach of which would end the stream for everything on it.
 _MAX_ITEMS = 1024
-_MAX_ID_CHARS = 128
-_MIN_TIMEOUT_S = 0.001
-_MAX_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,8 @@ class Defaults:
         """
         fields, seconds = self._fields(model, timeout, options)
         fields.items.extend(
-            pb.BidiItem(id=_checked(name), item=messages.item_message(item)) for name, item in items
+            pb.BidiItem(id=checked_id(name), item=messages.item_message(item))
+            for name, item in items
         )
         if not 1 <= len(fields.items) <= _MAX_ITEMS:
             raise ValueError(f"a message has 1 to {_MAX_ITEMS:,} items, not {len(fields.items):,}")
@@ -72,9 +70,7 @@ class Defaults:
         merged: ClassifyOptions = {**inherited, **options}
         reject_unknown(merged, ClassifyOptions.__annotations__)
         wanted = model_ref(model or self.model, merged.get("version"), merged.get("alias"))
-        seconds = min(self.timeout_s, _MAX_TIMEOUT_S) if timeout is None else timeout
-        if not _MIN_TIMEOUT_S <= seconds <= _MAX_TIMEOUT_S:
-            raise ValueError(f"the items of a message have 1 ms to 1 hour, not {seconds:g} s")
+        seconds = checked_timeout(timeout, self.timeout_s, "the items of a message have")
         fields = pb.ClassifyBidiRequest(
             model=wanted or model_pb2.ModelRef(),
             options=messages.options_message(merged),
@@ -91,12 +87,6 @@ def identified(items: Mapping[str, Item] | Iterable[Item]) -> list[tuple[str | N
     if messages.is_one(items):
         raise TypeError(f"several items, or a mapping of ids to items, not {type(items).__name__}")
     return [(None, item) for item in items]
-
-
-def _checked(id: str | None) -> str:  # noqa: A002  # the contract's name
-    if id is not None and not 1 <= len(id) <= _MAX_ID_CHARS:
-        raise ValueError(f"an id has 1 to {_MAX_ID_CHARS} characters, not {len(id)}")
-    return id or ""
 
 
 class Outbox:

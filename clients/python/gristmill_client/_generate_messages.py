@@ -14,6 +14,7 @@ from gristmill_client._messages import enum_name, model_ref, reject_unknown
 from gristmill_client.completion import (
     Choice,
     Completion,
+    ConversationOptions,
     FinishReason,
     GenerateOptions,
     GenerateTimings,
@@ -21,16 +22,21 @@ from gristmill_client.completion import (
     TokenLogprob,
     Tool,
     ToolCall,
+    TurnOptions,
     Usage,
 )
 
 Prompt = str | Sequence[int] | None
 Messages = Sequence[Message] | None
+Said = str | Sequence[Message]
 
 _SCALARS = (
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty",
     "frequency_penalty", "repetition_penalty", "seed", "n", "logprobs", "ignore_eos",
 )  # fmt: skip
+_CONSTRAINTS = {"json_schema", "json_object", "regex", "choices"}
+# The contract's bound, a breach of which would end the conversation.
+_MAX_TURN_MESSAGES = 128
 
 
 def generate_request(
@@ -57,10 +63,51 @@ def stream_request(
     )
 
 
+def open_request(
+    system: str | None,
+    history: Sequence[Message],
+    model: str | None,
+    options: ConversationOptions,
+) -> pb.GenerateBidiRequest:
+    reject_unknown(options, ConversationOptions.__annotations__)
+    opening = pb.OpenConversation(
+        model=model_ref(model, options.get("version"), options.get("alias")),
+        history=[_message(message) for message in (*_system_messages(system), *history)],
+        params=_params(options),
+        tools=_tools(options),
+    )
+    return pb.GenerateBidiRequest(open=opening)
+
+
+def turn(said: Said, inherited: ConversationOptions, options: TurnOptions) -> pb.Turn:
+    """A turn without id and timeout; `inherited` is what the conversation was opened with.
+
+    The server takes parameters of a turn in the place of the conversation's, so these have both. A
+    constraint of the turn's own comes without the conversation's.
+    """
+    reject_unknown(options, TurnOptions.__annotations__)
+    replaced = _CONSTRAINTS if _CONSTRAINTS & options.keys() else set()
+    kept = {name: value for name, value in inherited.items() if name not in replaced}
+    merged = cast(TurnOptions, {**kept, **options})
+    if isinstance(said, Mapping):
+        raise TypeError("a turn is a text or a sequence of messages, not one message")
+    spoken = user_messages(said, None) if isinstance(said, str) else said
+    if not 1 <= len(spoken) <= _MAX_TURN_MESSAGES:
+        raise ValueError(f"a turn has 1 to {_MAX_TURN_MESSAGES} messages, not {len(spoken)}")
+    return pb.Turn(
+        messages=[_message(message) for message in spoken],
+        params=_params(merged) if options.keys() - {"priority"} else None,
+        priority=merged.get("priority", 0),
+    )
+
+
 def user_messages(text: str, system: str | None) -> list[Message]:
     """The messages of a chat that begins with `text`."""
-    opening: list[Message] = [{"role": "system", "content": system}] if system else []
-    return [*opening, {"role": "user", "content": text}]
+    return [*_system_messages(system), {"role": "user", "content": text}]
+
+
+def _system_messages(system: str | None) -> list[Message]:
+    return [{"role": "system", "content": system}] if system else []
 
 
 def _prompt(prompt: Prompt, messages: Messages, options: GenerateOptions) -> prompt_pb2.Prompt:
@@ -79,7 +126,7 @@ def _prompt(prompt: Prompt, messages: Messages, options: GenerateOptions) -> pro
 def _chat(messages: Iterable[Message], options: GenerateOptions) -> prompt_pb2.ChatPrompt:
     return prompt_pb2.ChatPrompt(
         messages=[_message(message) for message in messages],
-        tools=[_tool(tool) for tool in options.get("tools") or ()],
+        tools=_tools(options),
         tool_choice=_tool_choice(options.get("tool_choice")),
     )
 
@@ -93,6 +140,10 @@ def _message(message: Message) -> prompt_pb2.ChatMessage:
         tool_calls=[prompt_pb2.ToolCall(**call) for call in message.get("tool_calls", ())],
         tool_call_id=message.get("tool_call_id", ""),
     )
+
+
+def _tools(options: ConversationOptions) -> list[prompt_pb2.Tool]:
+    return [_tool(tool) for tool in options.get("tools") or ()]
 
 
 def _tool(tool: Tool) -> prompt_pb2.Tool:
@@ -116,7 +167,7 @@ def _tool_choice(choice: str | None) -> prompt_pb2.ToolChoice | None:
     return prompt_pb2.ToolChoice(name=choice)
 
 
-def _params(options: GenerateOptions) -> sampling_params_pb2.SamplingParams:
+def _params(options: TurnOptions) -> sampling_params_pb2.SamplingParams:
     given = cast(Mapping[str, Any], options)
     stop = options.get("stop") or ()
     return sampling_params_pb2.SamplingParams(
@@ -128,7 +179,7 @@ def _params(options: GenerateOptions) -> sampling_params_pb2.SamplingParams:
     )
 
 
-def _constraint(options: GenerateOptions) -> sampling_params_pb2.OutputConstraint | None:
+def _constraint(options: TurnOptions) -> sampling_params_pb2.OutputConstraint | None:
     wanted: dict[str, Any] = {}
     if (schema := options.get("json_schema")) is not None:
         wanted["json_schema"] = schema if isinstance(schema, str) else json.dumps(schema)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gristmill.generator.v1.generator_service_pb2 import GenerateStreamResponse
+from gristmill.generator.v1.generator_service_pb2 import (
+    GenerateBidiResponse,
+    GenerateStreamResponse,
+)
 
 from gristmill_client import _generate_messages as messages
 from gristmill_client.completion import Choice, FinishReason, GenerateTimings, TokenLogprob, Usage
@@ -36,7 +39,7 @@ class TextSoFar:
     def finish_reason(self) -> FinishReason | None:
         return self.choice.finish_reason if self.choice else None
 
-    def _feed(self, message: GenerateStreamResponse) -> str | None:
+    def _feed(self, message: GenerateStreamResponse | GenerateBidiResponse) -> str | None:
         """Takes a message; gives its text if it brought any."""
         match message.WhichOneof("event"):
             case "started":

@@ -18,14 +18,21 @@ from gristmill_client import _classify_messages as classify_messages
 from gristmill_client import _generate_messages as generate_messages
 from gristmill_client import _inference_flows as flows
 from gristmill_client._aio_bidi_streams import AsyncClassifyBidiStream, open_stream
+from gristmill_client._aio_conversation import AsyncConversation
 from gristmill_client._aio_many import classify_many
 from gristmill_client._aio_session import AsyncSession
 from gristmill_client._aio_streams import AsyncStream, AsyncTextStream
 from gristmill_client._backlog import Backlog
 from gristmill_client._config import GENERATE_TIMEOUT_S, TIMEOUT_S, Service, load
 from gristmill_client._health import health
+from gristmill_client._turns import Defaults
 from gristmill_client.aio_models import AsyncModels
-from gristmill_client.completion import Completion, GenerateOptions, Message
+from gristmill_client.completion import (
+    Completion,
+    ConversationOptions,
+    GenerateOptions,
+    Message,
+)
 from gristmill_client.prediction import ClassifyOptions, Item, Items, Prediction
 
 
@@ -174,6 +181,23 @@ class AsyncClient:
             request, timeout=self._generate_timeout(timeout), metadata=self._session.metadata
         )
         return AsyncTextStream(self._session, call)
+
+    def converse(
+        self,
+        model: str | None = None,
+        *,
+        system: str | None = None,
+        history: Sequence[Message] = (),
+        timeout: float | None = None,
+        **options: Unpack[ConversationOptions],
+    ) -> AsyncConversation:
+        """As Client.converse, for `async with`; needs no await itself.
+
+        RPC gristmill.generator.v1.GeneratorService/GenerateBidi.
+        """
+        opening = generate_messages.open_request(system, history, model, options)
+        defaults = Defaults(self._generate_timeout(timeout), options)
+        return AsyncConversation(self._session, opening, defaults)
 
     async def health(self, service: Service, *, timeout: float | None = None) -> str:
         """As Client.health. RPC grpc.health.v1.Health/Check."""

@@ -20,11 +20,18 @@ from gristmill_client import _inference_flows as flows
 from gristmill_client._backlog import Backlog
 from gristmill_client._bidi_streams import ClassifyBidiStream, open_stream
 from gristmill_client._config import GENERATE_TIMEOUT_S, TIMEOUT_S, Service, load
+from gristmill_client._conversation import Conversation
 from gristmill_client._health import health
 from gristmill_client._many import classify_many
 from gristmill_client._session import Session
 from gristmill_client._streams import Stream, TextStream
-from gristmill_client.completion import Completion, GenerateOptions, Message
+from gristmill_client._turns import Defaults
+from gristmill_client.completion import (
+    Completion,
+    ConversationOptions,
+    GenerateOptions,
+    Message,
+)
 from gristmill_client.models import Models
 from gristmill_client.prediction import ClassifyOptions, Item, Items, Prediction
 
@@ -218,6 +225,30 @@ class Client:
             request, timeout=self._generate_timeout(timeout), metadata=self._session.metadata
         )
         return TextStream(self._session, call)
+
+    def converse(
+        self,
+        model: str | None = None,
+        *,
+        system: str | None = None,
+        history: Sequence[Message] = (),
+        timeout: float | None = None,
+        **options: Unpack[ConversationOptions],
+    ) -> Conversation:
+        """Opens a conversation, whose history the server keeps as long as it lasts.
+
+        `say` a turn and iterate over its answer; at best within `with`: leaving that, or `close()`,
+        stops the work. A turn while one is being answered ends that answer. `system` and `history`
+        (oldest first, at most 1,024 messages in all) are what was said before. `timeout` (seconds,
+        1 ms to 1 hour, that an answer has from its turn's arrival; `generate_timeout` of the client
+        if left out) and the options hold for turns that say nothing else. A turn that failed alone
+        raises from its answer and leaves no trace; what ends the conversation, as a server that
+        drains or waits too long for a turn, raises from all that are under way. Never resumed.
+        RPC gristmill.generator.v1.GeneratorService/GenerateBidi.
+        """
+        opening = generate_messages.open_request(system, history, model, options)
+        defaults = Defaults(self._generate_timeout(timeout), options)
+        return Conversation(self._session, opening, defaults)
 
     def health(self, service: Service, *, timeout: float | None = None) -> str:
         """How a service as a whole is: "SERVING", "NOT_SERVING" or "UNKNOWN".

@@ -36,22 +36,17 @@ class Tool(TypedDict, total=False):
     parameters: Mapping[str, Any]
 
 
-class GenerateOptions(TypedDict, total=False):
-    """The keyword arguments of `generate`, `stream` and `chat`, all optional.
+class TurnOptions(TypedDict, total=False):
+    """The keyword arguments of `Conversation.say`, all optional; every other call has them too.
 
-    `version` or `alias` choose among the model's versions; neither: its traffic policy, else
-    "live". `max_tokens`: most tokens of each answer; left out, what the context leaves. The
-    sampling fields are those of gristmill.generator.v1.SamplingParams with its bounds; a field that
-    the engine cannot honour is refused (`InvalidRequest`, UNSUPPORTED_FIELD), never ignored.
-    `stop`: a text or up to 16. `n`: answers to draw (1 to 16; not for `stream`). `logprobs`: how
-    many likeliest tokens to report at each place (0 to 20). At most one of `json_schema` (a
-    mapping, or JSON text), `json_object`, `regex` and `choices` constrains the output. `tools` and
-    `tool_choice` ("auto", "none", "required" or a tool's name) belong to chat messages.
-    `priority`: 1 (most urgent) to 9, 0 is the server's default.
+    `max_tokens`: most tokens of each answer; left out, what the context leaves. The sampling fields
+    are those of gristmill.generator.v1.SamplingParams with its bounds; a field that the engine
+    cannot honour is refused (`InvalidRequest`, UNSUPPORTED_FIELD), never ignored. `stop`: a text or
+    up to 16. `logprobs`: how many likeliest tokens to report at each place (0 to 20). At most one
+    of `json_schema` (a mapping, or JSON text), `json_object`, `regex` and `choices` constrains the
+    output. `priority`: 1 (most urgent) to 9, 0 is the server's default.
     """
 
-    version: int | None
-    alias: str | None
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
@@ -63,7 +58,6 @@ class GenerateOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     seed: int | None
-    n: int | None
     logprobs: int | None
     logit_bias: Mapping[int, float]
     ignore_eos: bool
@@ -71,9 +65,30 @@ class GenerateOptions(TypedDict, total=False):
     json_object: bool
     regex: str | None
     choices: Sequence[str]
-    tools: Sequence[Tool]
-    tool_choice: str | None
     priority: int
+
+
+class ConversationOptions(TurnOptions, total=False):
+    """The keyword arguments of `converse`: TurnOptions, for all turns, and these.
+
+    `version` or `alias` choose among the model's versions; neither: its traffic policy, else
+    "live". `tools`: what the model may call in chat messages.
+    """
+
+    version: int | None
+    alias: str | None
+    tools: Sequence[Tool]
+
+
+class GenerateOptions(ConversationOptions, total=False):
+    """The keyword arguments of `generate`, `stream` and `chat`: ConversationOptions and these.
+
+    `n`: answers to draw (1 to 16; not for `stream`). `tool_choice`: "auto", "none", "required" or a
+    tool's name; belongs to chat messages, as `tools` does.
+    """
+
+    n: int | None
+    tool_choice: str | None
 
 
 @dataclass(frozen=True, slots=True)
