@@ -233,6 +233,7 @@ class Conversation:
             if asked.n > 1:
                 raise InvalidRequest.field("params.n", "a conversation goes on from one answer")
             prompt = Prompt(messages=(*self._history, *said), toolbox=self._toolbox)
+            generator.check(asked.sampling)
             generation, sampling = await generator.prepare(prompt, asked, "turn")
             turn.generation = generation
             if turn.stopped:  # while it was prepared

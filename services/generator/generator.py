@@ -146,7 +146,6 @@ class Generator:
     def _checked(self, prompt: Prompt, asked: Asked, path: str) -> Sampling:
         """How tokens are chosen, a tool that must be called included."""
         sampling, toolbox = asked.sampling, prompt.toolbox
-        self.check(sampling)
         if toolbox is None:
             return sampling
         for index, tool in enumerate(toolbox.tools):
@@ -158,8 +157,9 @@ class Generator:
         if sampling.constraint is not None:
             said = "cannot be had together with a tool that must be called"
             raise InvalidRequest.field("params.constraint", said)
-        forced = replace(sampling, constraint=toolbox.constraint())
-        schemas.check(toolbox.constraint().value, f"{path}.chat.tools")
+        constraint = toolbox.constraint()
+        schemas.check(constraint.value, f"{path}.chat.tools")
+        forced = replace(sampling, constraint=constraint)
         self.engine.capabilities.check(forced, self.engine.name)
         return forced
 

@@ -92,6 +92,7 @@ class GeneratorServicer(rpc.GeneratorServiceServicer):
         use = await self._serving.ready(to.wanted(request.model, call.metadata), call.deadline)
         with use as loaded:
             generator = to.runner(loaded)
+            generator.check(asked.sampling)
             generation, sampling = await generator.prepare(prompt, asked)
             with generator.admit(generation, sampling, asked) as permit:
                 yield pb.GenerateStreamResponse(started=to.started_out(loaded, generation))

@@ -112,7 +112,7 @@ class StopFilter:
             position, self.matched = min(found, key=lambda at: (at[0] + len(at[1]), at[0]))
             self._held = ""
             return joined[:position]
-        keep = max((_overlap(joined, stop) for stop in self.stops), default=0)
+        keep = max((overlap(joined, stop) for stop in self.stops), default=0)
         self._held = joined[len(joined) - keep :] if keep else ""
         return joined[: len(joined) - keep]
 
@@ -122,8 +122,8 @@ class StopFilter:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """The longest end of `text` that is a beginning of `stop`."""
+def overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[len(text) - length :]):
             return length

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from services.generator.constraints import Constraint
+from services.generator.text import overlap
 
 Choice = Literal["auto", "none", "required"]
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -164,7 +165,7 @@ class CallReader:
         while True:
             start = self._held.find(opening)
             if start < 0:
-                keep = _overlap(self._held, opening)
+                keep = overlap(self._held, opening)
                 out += self._held[: len(self._held) - keep]
                 self._held = self._held[len(self._held) - keep :]
                 return out
@@ -208,11 +209,3 @@ def _call(found: Any, new_id: Callable[[], str]) -> Call | None:
     except (ValueError, RecursionError):
         return None  # half a character, a number that is none, or nested without end
     return Call(new_id(), found["name"], written) if isinstance(arguments, dict) else None
-
-
-def _overlap(text: str, opening: str) -> int:
-    """The longest end of `text` that is a beginning of `opening`."""
-    for length in range(min(len(text), len(opening) - 1), 0, -1):
-        if opening.startswith(text[len(text) - length :]):
-            return length
-    return 0
