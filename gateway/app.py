@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from gateway import contract, docs, guard, health, openapi
 from gateway.bodies import BodyBudget
-from gateway.caller import Delegation
+from gateway.caller import Callers, Delegation
 from gateway.calls import Calls
 from gateway.config import GatewayConfig, listed
 from gateway.contract import Method, Mounted
@@ -19,6 +19,7 @@ from gateway.edge import Edge, EdgeParts
 from gateway.errors import RefusalError
 from gateway.inhand import InHand
 from gateway.openai.routes import OpenAi
+from gateway.ratelimit import limiter
 from gateway.routing import RouteTable
 from gateway.transcode import Limits, Transcoder
 from gateway.upstream import connect
@@ -35,11 +36,17 @@ class Gateway:
     table: RouteTable[Method]
     in_hand: InHand
     calls: Calls
+    callers: Callers
 
     def drain(self) -> None:
         """Refuse new work; end the streams that would never end."""
         self.in_hand.draining = True
         self.calls.drain()
+
+    async def close(self) -> None:
+        """Close what leads out of this process."""
+        await self.calls.close()
+        await self.callers.close()
 
 
 def table_of(mounted: Sequence[Mounted] = contract.MOUNTED) -> RouteTable[Method]:
@@ -76,7 +83,17 @@ def build(config: GatewayConfig) -> Gateway:
         health.router(health.Readiness(calls.upstreams, in_hand, config.probe_timeout_s))
     )
     app.include_router(docs.router(openapi.document(table, guarded=tokens is not None)))
-    authenticator, delegation = Authenticator(tokens), Delegation(config.own_token())
+    callers = Callers(
+        Authenticator(tokens),
+        Delegation(config.own_token()),
+        limiter(
+            config.rate_limit_per_s,
+            config.rate_limit_burst,
+            config.rate_limit_redis_url,
+            config.rate_limit_redis_timeout_ms / 1000,
+        ),
+        config.rate_limit_per_s,
+    )
     limits = Limits(
         config.default_timeout_s,
         config.default_stream_timeout_s,
@@ -85,10 +102,10 @@ def build(config: GatewayConfig) -> Gateway:
     )
     # Before the few fixed routes, since nearly every request is for them.
     app.router.routes[:0] = [
-        Transcoder(table, calls, authenticator, delegation, limits),
-        OpenAi(calls, authenticator, delegation, limits),
+        Transcoder(table, calls, callers, limits),
+        OpenAi(calls, callers, limits),
     ]
-    return Gateway(app, table, in_hand, calls)
+    return Gateway(app, table, in_hand, calls, callers)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

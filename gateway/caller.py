@@ -9,6 +9,9 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from starlette.types import Scope
+
+from gateway.ratelimit import Limiter, refusal
 from services.runtime.auth import ALL_SCOPES, Authenticator, Credentials
 from services.runtime.call import Identity
 from services.runtime.errors import InvalidRequest
@@ -63,14 +66,45 @@ class Delegation:
         )
 
 
-def authorize(authenticator: Authenticator, method: str, headers: Mapping[str, str]) -> Identity:
-    """The caller of `method`, or Unauthenticated / PermissionDenied."""
-    return authenticator.authorize(
-        method,
-        Credentials(
-            headers.get("authorization", ""), headers.get(IDENTITY, ""), headers.get(SCOPES, "")
-        ),
-    )
+class Callers:
+    """Lets callers in: who they are, whether they may, and whether not too often."""
+
+    def __init__(
+        self, authenticator: Authenticator, delegation: Delegation, limiter: Limiter, rate: float
+    ) -> None:
+        self._authenticator = authenticator
+        self._delegation = delegation
+        self._limiter = limiter
+        self._rate = rate
+
+    async def admit(self, method: str, scope: Scope, headers: Mapping[str, str]) -> Metadata:
+        """Metadata for a call of `method`; Unauthenticated, PermissionDenied or QuotaExceeded."""
+        identity = self._authenticator.authorize(
+            method,
+            Credentials(
+                headers.get("authorization", ""), headers.get(IDENTITY, ""), headers.get(SCOPES, "")
+            ),
+        )
+        scope["gristmill.identity"] = identity.name
+        name = identity.name if self._authenticator.enabled else _address(scope)
+        wait_s = await self._limiter.wait_s(name)
+        if wait_s > 0:
+            raise refusal(name, self._rate, wait_s)
+        return (
+            *self._delegation.metadata(identity, headers),
+            *passed_on(headers),
+            (REQUEST_ID, scope["gristmill.request_id"]),
+        )
+
+    async def close(self) -> None:
+        """Let go of what the limits hold."""
+        await self._limiter.close()
+
+
+def _address(scope: Scope) -> str:
+    """The client's address."""
+    client = scope.get("client")
+    return str(client[0]) if client else "local"
 
 
 def timeout_s(headers: Mapping[str, str], default_s: float) -> float:

@@ -1,12 +1,16 @@
 """Calls in flight behind requests: started, attended, cancelled. Knows no HTTP but its disconnect.
 
-A client that goes away cancels its call, unary ones too. A drain cancels the streams opened with
-GET, which follow something and would never end by themselves.
+A call whose service was not reached is tried again, within the budget of the service, where the
+contract says that it may be repeated; one that a process refused before it began goes to another
+process. Never after its first message. A client that goes away cancels its call. A drain cancels
+the streams opened with GET, which follow something and would never end by themselves.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -18,22 +22,41 @@ from starlette.types import Receive
 from gateway import errors
 from gateway.caller import Metadata
 from gateway.contract import Method
-from gateway.errors import ClientGoneError
-from gateway.upstream import Upstream, failure
-from services.runtime.errors import Draining
+from gateway.errors import CallFailedError, ClientGoneError
+from gateway.upstream import Address, Upstream, failure
+from services.runtime import metrics
+from services.runtime.errors import DRAINING, MODEL_NOT_READY, Draining, UpstreamUnavailable
 from services.runtime.tracing import Tracing
 
+MOST_TRIES = 3
+RETRY_PAUSE_S = (0.05, 0.15)
+"""Before the same address is tried again; another one is tried at once."""
+REFUSED = (DRAINING, MODEL_NOT_READY)
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 class OpenCall:
-    """One call, and why it was cancelled where it was."""
+    """One call, tried again where that does no harm, and why it was cancelled where it was."""
 
-    def __init__(self, call: Any, span: trace.Span | None) -> None:
-        self._call = call
-        self.span = span
-        self.status = "OK"
+    def __init__(
+        self, upstream: Upstream, method: Method, begin: Callable[[Any], Any], until: float
+    ) -> None:
+        self._upstream = upstream
+        self._method = method
+        self._begin = begin
+        self._until = until
+        self._tried: list[Address] = []
+        self._answered = False
+        self._call: Any = None
         self._why: Exception | None = None
+        self.span: trace.Span | None = None
+        self.status = "OK"
+        self._try()
+
+    def _try(self) -> None:
+        address = self._upstream.pick(self._tried)
+        self._tried.append(address)
+        self._call = self._begin(address.call(self._method))
 
     def cancel(self, why: Exception) -> None:
         """Cancel it; whoever waits for it gets `why`."""
@@ -42,14 +65,69 @@ class OpenCall:
 
     async def message(self) -> Message:
         """The answer of a unary call."""
-        answer: Message = await self._await(self._call)
+        answer: Message = await self._settled(lambda: self._call)
         return answer
 
     async def read(self) -> Any:
         """The next message of a stream, or grpc.aio.EOF."""
-        return await self._await(self._call.read())
+        return await self._settled(lambda: self._call.read())
 
-    async def _await(self, pending: Any) -> Any:
+    async def write(self, message: Message) -> None:
+        """Send a message of a client's stream; nothing where the call has ended."""
+        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            await self._call.write(message)
+
+    async def done_writing(self) -> None:
+        """There are no more of them."""
+        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            await self._call.done_writing()
+
+    async def _settled(self, pending: Callable[[], Awaitable[Any]]) -> Any:
+        """What comes, from another address where the first could not begin."""
+        while True:
+            try:
+                result = await self._await(pending())
+            except CallFailedError as error:
+                self._note(error)
+                if self._answered or not self._may_try_again(error):
+                    raise
+            else:
+                if not self._answered:
+                    self._answered = True
+                    self._tried[-1].breaker.succeeded()
+                    self._upstream.budget.succeeded()
+                return result
+            if len(self._tried) >= len(self._upstream.addresses):
+                await asyncio.sleep(random.uniform(*RETRY_PAUSE_S))
+                if self._why is not None:
+                    raise self._why
+            metrics.UPSTREAM_RETRIES.labels(self._upstream.name).inc()
+            self._try()
+
+    def _note(self, error: CallFailedError) -> None:
+        breaker = self._tried[-1].breaker
+        if error.reached:
+            breaker.succeeded()
+        else:
+            breaker.failed(time.monotonic())
+        if errors.is_unavailable(error):
+            self._upstream.budget.failed()
+
+    def _may_try_again(self, error: CallFailedError) -> bool:
+        """Whether another try does no harm, and may help."""
+        if not errors.is_unavailable(error) or self._method.client_streaming:
+            return False
+        if len(self._tried) >= MOST_TRIES or not self._upstream.budget.allows():
+            return False
+        if time.monotonic() + RETRY_PAUSE_S[1] >= self._until:
+            return False
+        if error.reached:
+            # Refused before anything was done; the same process would refuse it again.
+            elsewhere = len(self._tried) < len(self._upstream.addresses)
+            return elsewhere and errors.reason_of(error.status) in REFUSED
+        return self._method.repeatable
+
+    async def _await(self, pending: Awaitable[Any]) -> Any:
         try:
             return await pending
         except grpc.aio.AioRpcError as error:
@@ -75,15 +153,26 @@ class Calls:
         self._draining = False
 
     def start(
-        self, method: Method, request: Message, metadata: Metadata, timeout_s: float
+        self, method: Method, request: Message | None, metadata: Metadata, timeout_s: float
     ) -> OpenCall:
-        """Begin a call, as a child of the caller's trace."""
+        """Begin a call, as a child of the caller's trace; no request where the client streams."""
+        until = time.monotonic() + timeout_s
         span = None
         if self._tracing.enabled:
             span = self._tracing.start(method.path, dict(metadata))
             metadata = _traced(metadata, span)
-        callable_ = self.upstreams[method.upstream].call(method)
-        return OpenCall(callable_(request, timeout=timeout_s, metadata=metadata), span)
+        given = () if request is None else (request,)
+
+        def begin(callable_: Any) -> Any:
+            return callable_(*given, timeout=until - time.monotonic(), metadata=metadata)
+
+        try:
+            call = OpenCall(self.upstreams[method.upstream], method, begin, until)
+        except UpstreamUnavailable as error:
+            self._tracing.end(span, errors.answer(error, "").status)
+            raise
+        call.span = span
+        return call
 
     @asynccontextmanager
     async def attended(

@@ -47,6 +47,17 @@ class GatewayConfig(ServerConfig):
     probe_timeout_s: float = Field(default=2.0, gt=0)
     """Time that a service has to answer a readiness check."""
 
+    rate_limit_per_s: float = Field(default=0.0, ge=0)
+    """Requests a second that one identity may make, over all routes; without tokens, one client
+    address. More are refused with QUOTA_EXCEEDED; 0: no limit."""
+    rate_limit_burst: float = Field(default=0.0, ge=0)
+    """How many it may make at once; 0: one second's worth."""
+    rate_limit_redis_url: str = Field(default="", repr=False)
+    """redis://host:6379/0, rediss:// or unix://: the limits are shared by all gateways that name
+    the same. Without it each gateway limits by itself, as it does while Redis does not answer."""
+    rate_limit_redis_timeout_ms: float = Field(default=50.0, gt=0, le=10_000)
+    """Time that Redis has to answer."""
+
     allowed_origins: str = ""
     """Origins of other sites whose pages may call, such as https://ui.example, comma separated."""
     allowed_hosts: str = ""
@@ -59,6 +70,9 @@ class GatewayConfig(ServerConfig):
             raise ValueError("upstream_token and upstream_token_file exclude each other")
         if self.max_buffered_bytes < self.max_body_bytes:
             raise ValueError("max_buffered_bytes is less than max_body_bytes")
+        url = self.rate_limit_redis_url
+        if url and not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("rate_limit_redis_url: redis://, rediss:// or unix://")
         return self
 
     def own_token(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from google.api import annotations_pb2, http_pb2
 from google.longrunning import operations_pb2
-from google.protobuf import message_factory
+from google.protobuf import descriptor_pb2, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from gristmill.classifier.v1 import classifier_service_pb2
 from gristmill.generator.v1 import generator_service_pb2
@@ -16,6 +16,10 @@ from gateway.descriptors import field_at
 from gateway.routing import Route
 from gateway.template import Template
 
+_REPEATABLE = (
+    descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS,
+    descriptor_pb2.MethodOptions.IDEMPOTENT,
+)
 _PATTERNS = ("get", "put", "post", "delete", "patch")
 
 
@@ -31,6 +35,8 @@ class Method:
     response: Any = field(repr=False)
     client_streaming: bool = False
     server_streaming: bool = False
+    repeatable: bool = False
+    """The contract says that doing it twice is no different from once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ def routes(mounted: Mounted) -> Iterator[Route[Method]]:
             message_factory.GetMessageClass(descriptor.output_type),
             descriptor.client_streaming,
             descriptor.server_streaming,
+            descriptor.GetOptions().idempotency_level in _REPEATABLE,
         )
         for binding in (rule, *rule.additional_bindings):
             yield _route(method, binding)

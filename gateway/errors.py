@@ -54,6 +54,7 @@ REFUSALS: dict[int, tuple[str, str, str]] = {
     405: ("UNIMPLEMENTED", "METHOD_NOT_ALLOWED", "the path does not have this method"),
     415: ("INVALID_ARGUMENT", "MEDIA_TYPE_REFUSED", "the media type is not taken"),
     421: ("PERMISSION_DENIED", "HOST_REFUSED", "this server is not called by that name"),
+    426: ("FAILED_PRECONDITION", "UPGRADE_REQUIRED", "this is called as a WebSocket"),
     431: ("INVALID_ARGUMENT", "HEADERS_TOO_LARGE", "the headers are too large"),
 }
 
@@ -97,9 +98,11 @@ class ClientGoneError(Exception):
 class CallFailedError(Exception):
     """The service behind the gateway answered with a status other than OK."""
 
-    def __init__(self, status: status_pb2.Status) -> None:
+    def __init__(self, status: status_pb2.Status, *, reached: bool = True) -> None:
         super().__init__(status.message)
         self.status = status
+        self.reached = reached
+        """Whether the service itself has answered, and not only the way to it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,11 @@ def reason_of(status: status_pb2.Status) -> str:
         if detail.Unpack(info):
             return str(info.reason)
     return ""
+
+
+def is_unavailable(error: CallFailedError) -> bool:
+    """Whether it may succeed elsewhere or later."""
+    return bool(error.status.code == code_pb2.UNAVAILABLE)
 
 
 def _status(code: str, message: str, reason: str, domain: str) -> status_pb2.Status:

@@ -87,7 +87,7 @@ class HttpServer:
         self._uvicorn.should_exit = True
         if self._serving is not None:
             await self._serving
-        await self.gateway.calls.close()
+        await self.gateway.close()
         self._log.info("drained", complete=finished)
 
     async def until_signal(self) -> None:

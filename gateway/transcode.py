@@ -21,13 +21,13 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import binding, caller, wire
 from gateway.bodies import read_json_body
+from gateway.caller import Callers
 from gateway.calls import Calls, OpenCall
 from gateway.contract import Method
 from gateway.errors import Answer, RefusalError, answer
 from gateway.replies import reply, reply_stream
 from gateway.routing import Match, Route, RouteTable
 from gateway.streams import framing_for, paced
-from services.runtime.auth import Authenticator
 from services.runtime.errors import DeadlineExpired, NotImplementedYet
 
 # The call's own deadline comes first and has the better answer; this ends a stuck read or write.
@@ -63,14 +63,12 @@ class Transcoder(BaseRoute):
         self,
         table: RouteTable[Method],
         calls: Calls,
-        authenticator: Authenticator,
-        delegation: caller.Delegation,
+        callers: Callers,
         limits: Limits,
     ) -> None:
         self.table = table
         self._calls = calls
-        self._authenticator = authenticator
-        self._delegation = delegation
+        self._callers = callers
         self._limits = limits
 
     def matches(self, scope: Scope) -> tuple[Found, Scope]:
@@ -91,7 +89,7 @@ class Transcoder(BaseRoute):
         scope["gristmill.route"] = str(match.route.template)
         headers = Headers(scope=scope)
         exchange = Exchange(match.route, match.variables, headers, scope, receive, send)
-        metadata = self._authorized(method, exchange)
+        metadata = await self._callers.admit(method.path, scope, headers)
         if method.client_streaming:
             raise NotImplementedYet(f"{method.path} is a bidi stream: call it over gRPC")
         limits = self._limits
@@ -105,17 +103,6 @@ class Transcoder(BaseRoute):
                 await self._serve(exchange, metadata, until)
         except TimeoutError:
             raise DeadlineExpired("the deadline passed") from None
-
-    def _authorized(self, method: Method, exchange: Exchange) -> caller.Metadata:
-        """Metadata for the call of a caller that may make it."""
-        headers = exchange.headers
-        identity = caller.authorize(self._authenticator, method.path, headers)
-        exchange.scope["gristmill.identity"] = identity.name
-        return (
-            *self._delegation.metadata(identity, headers),
-            *caller.passed_on(headers),
-            (caller.REQUEST_ID, exchange.scope["gristmill.request_id"]),
-        )
 
     async def _serve(self, exchange: Exchange, metadata: caller.Metadata, until: float) -> None:
         request = await self._request(exchange)

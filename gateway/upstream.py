@@ -1,68 +1,85 @@
-"""Channels to the services behind the gateway, and calls through them. Knows no HTTP.
+"""The services behind the gateway and their addresses: which one a call goes to. Knows no HTTP.
 
 A service may have several addresses: each has a channel of its own, which spreads over all that
-the name resolves to, and calls go round the channels that are not known to be down.
+the name resolves to. Calls go round those that say of themselves that they serve, else round
+those that are not known to be down; one that answers nothing is left alone for a while.
 """
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from gateway.breaker import Breaker, RetryBudget
 from gateway.config import GatewayConfig, listed
 from gateway.contract import UPSTREAMS, Method
 from gateway.errors import STATUS_DETAILS, CallFailedError, of_call
 from services.runtime import standard
+from services.runtime.errors import UpstreamUnavailable
 
 _CHECK = f"/{standard.HEALTH}/Check"
+_WATCH = f"/{standard.HEALTH}/Watch"
 _DOWN = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
+# How long to wait before a health watch that ended is opened again.
+WATCH_AGAIN_S = 1.0
 
 
-class Upstream:
-    """One service and its addresses."""
+class Address:
+    """One address of a service: its channel, and what is known of its state."""
 
-    def __init__(self, name: str, channels: Sequence[grpc.aio.Channel]) -> None:
-        self.name = name
-        self._channels = tuple(channels)
-        self._turn = itertools.count()
-        self._calls: dict[tuple[int, str], Any] = {}
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self._calls: dict[str, Any] = {}
+        self.breaker = Breaker()
+        self.health = ""
+        """The status that it last said of itself; "" where it has said none."""
+        self._watching: asyncio.Task[None] | None = None
 
     def call(self, method: Method) -> Any:
-        """The callable of a method, on the channel whose turn it is."""
-        index = self._next()
-        key = (index, method.path)
-        found = self._calls.get(key)
+        """The callable of a method."""
+        found = self._calls.get(method.path)
         if found is None:
-            channel = self._channels[index]
-            make = channel.unary_stream if method.server_streaming else channel.unary_unary
-            found = self._calls[key] = make(
+            kinds = ("unary", "stream")
+            name = f"{kinds[method.client_streaming]}_{kinds[method.server_streaming]}"
+            found = self._calls[method.path] = getattr(self._channel, name)(
                 method.path,
                 request_serializer=method.request.SerializeToString,
                 response_deserializer=method.response.FromString,
             )
         return found
 
-    def _next(self) -> int:
-        count = len(self._channels)
-        first = next(self._turn) % count
-        for step in range(count):
-            index = (first + step) % count
-            if self._channels[index].get_state() not in _DOWN:
-                return index
-        return first
+    @property
+    def is_up(self) -> bool:
+        """Whether its connection is not known to be broken."""
+        return self._channel.get_state() not in _DOWN
 
-    async def serving(self, timeout_s: float) -> str:
-        """The health status of the service: SERVING where one address says so."""
-        states = await asyncio.gather(
-            *(self._check(channel, timeout_s) for channel in self._channels)
+    def watch(self) -> None:
+        """Follow its health from now on."""
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        watch = self._channel.unary_stream(
+            _WATCH,
+            request_serializer=standard.HealthCheckRequest.SerializeToString,
+            response_deserializer=standard.HealthCheckResponse.FromString,
         )
-        return "SERVING" if "SERVING" in states else states[0]
+        while True:
+            try:
+                async for response in watch(standard.HealthCheckRequest(), wait_for_ready=True):
+                    self.health = _status(response)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    return
+            self.health = ""
+            await asyncio.sleep(WATCH_AGAIN_S)
 
-    async def _check(self, channel: grpc.aio.Channel, timeout_s: float) -> str:
-        check = channel.unary_unary(
+    async def check(self, timeout_s: float) -> str:
+        """The health status of the service here, or the name of the error."""
+        check = self._channel.unary_unary(
             _CHECK,
             request_serializer=standard.HealthCheckRequest.SerializeToString,
             response_deserializer=standard.HealthCheckResponse.FromString,
@@ -71,11 +88,59 @@ class Upstream:
             response = await check(standard.HealthCheckRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             return str(error.code().name)
-        return str(standard.HealthCheckResponse.ServingStatus.Name(response.status))
+        return _status(response)
 
     async def close(self) -> None:
-        """Close the channels; what is in flight on them is cancelled."""
-        await asyncio.gather(*(channel.close() for channel in self._channels))
+        """Close the channel; what is in flight on it is cancelled."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._channel.close()
+
+
+class Upstream:
+    """One service and its addresses."""
+
+    def __init__(self, name: str, channels: Sequence[grpc.aio.Channel]) -> None:
+        self.name = name
+        self.addresses = tuple(Address(channel) for channel in channels)
+        self.budget = RetryBudget()
+        self._turn = itertools.count()
+        if len(self.addresses) > 1:
+            for address in self.addresses:
+                address.watch()
+
+    def pick(self, tried: Collection[Address] = ()) -> Address:
+        """The address whose turn it is; UpstreamUnavailable while none may be tried."""
+        now = time.monotonic()
+        open_ = [one for one in self.addresses if one.breaker.lets_through(now)]
+        if not open_:
+            until = min(one.breaker.open_until for one in self.addresses)
+            raise UpstreamUnavailable(
+                f"the {self.name} behind this gateway does not answer", retry_after_s=until - now
+            )
+        best = min(_rank(one, tried) for one in open_)
+        candidates = [one for one in open_ if _rank(one, tried) == best]
+        found = candidates[next(self._turn) % len(candidates)]
+        found.breaker.begin(now)
+        return found
+
+    async def serving(self, timeout_s: float) -> str:
+        """The health status of the service: SERVING where one address says so."""
+        states = await asyncio.gather(*(one.check(timeout_s) for one in self.addresses))
+        return "SERVING" if "SERVING" in states else states[0]
+
+    async def close(self) -> None:
+        """Close the channels."""
+        await asyncio.gather(*(address.close() for address in self.addresses))
+
+
+def _rank(address: Address, tried: Collection[Address]) -> tuple[bool, bool, bool]:
+    """What is preferred comes first: untried, connected, serving."""
+    return address in tried, not address.is_up, address.health not in ("", "SERVING")
+
+
+def _status(response: Any) -> str:
+    return str(standard.HealthCheckResponse.ServingStatus.Name(response.status))
 
 
 def connect(config: GatewayConfig) -> Mapping[str, Upstream]:
@@ -121,10 +186,6 @@ def failure(error: grpc.aio.AioRpcError) -> CallFailedError:
     """A failed call as the exception that carries its google.rpc.Status."""
     trailing = dict(error.trailing_metadata() or ())
     details = trailing.get(STATUS_DETAILS)
-    return CallFailedError(
-        of_call(
-            error.code().name,
-            error.details() or "",
-            details if isinstance(details, bytes) else None,
-        )
-    )
+    own = isinstance(details, bytes)
+    status = of_call(error.code().name, error.details() or "", details if own else None)
+    return CallFailedError(status, reached=own or error.code() is not grpc.StatusCode.UNAVAILABLE)

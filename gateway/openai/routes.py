@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import caller, jsontree
 from gateway.bodies import read_json_body
+from gateway.caller import Callers
 from gateway.calls import Calls, OpenCall
 from gateway.contract import MOUNTED, Method, routes
 from gateway.errors import Answer, RefusalError, answer
@@ -35,7 +36,6 @@ from gateway.openai.requests import ChatRequest, CompletionRequest
 from gateway.replies import reply, start_of
 from gateway.streams import Silence, paced
 from gateway.transcode import BACKSTOP_S, Limits
-from services.runtime.auth import Authenticator
 from services.runtime.errors import DeadlineExpired, InvalidRequest, NotFound
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
@@ -56,13 +56,11 @@ class OpenAi(BaseRoute):
     def __init__(
         self,
         calls: Calls,
-        authenticator: Authenticator,
-        delegation: caller.Delegation,
+        callers: Callers,
         limits: Limits,
     ) -> None:
         self._calls = calls
-        self._authenticator = authenticator
-        self._delegation = delegation
+        self._callers = callers
         self._limits = limits
 
     def matches(self, scope: Scope) -> tuple[Found, Scope]:
@@ -106,7 +104,7 @@ class OpenAi(BaseRoute):
             raise RefusalError(405, headers={"allow": _ALLOWED[known]})
         headers = Headers(scope=scope)
         method = _METHODS["ListLoadedModels" if known == MODELS else "GenerateStream"]
-        metadata = self._authorized(method, scope, headers)
+        metadata = await self._callers.admit(method.path, scope, headers)
         timeout_s = caller.timeout_s(headers, self._limits.default_stream_timeout_s)
         until = time.monotonic() + timeout_s
         try:
@@ -124,15 +122,6 @@ class OpenAi(BaseRoute):
                     await exchange.text(_read(CompletionRequest, body, self._limits.max_json_depth))
         except TimeoutError:
             raise DeadlineExpired("the deadline passed") from None
-
-    def _authorized(self, method: Method, scope: Scope, headers: Headers) -> caller.Metadata:
-        identity = caller.authorize(self._authenticator, method.path, headers)
-        scope["gristmill.identity"] = identity.name
-        return (
-            *self._delegation.metadata(identity, headers),
-            *caller.passed_on(headers),
-            (caller.REQUEST_ID, scope["gristmill.request_id"]),
-        )
 
     async def _models(
         self,

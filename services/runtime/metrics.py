@@ -158,6 +158,12 @@ HTTP_DURATION = Histogram(
     ["http_route", "http_request_method", "http_response_status_code"],
     buckets=CALL_BUCKETS,
 )
+RATE_LIMIT_ERRORS = Counter(
+    "gristmill_rate_limit_errors", "Times that the shared rate limits could not be asked."
+)
+UPSTREAM_RETRIES = Counter(
+    "gristmill_upstream_retries", "Calls tried again by the gateway.", ["upstream"]
+)
 
 
 def serve(host: str, port: int, service: str, version: str) -> int | None:
