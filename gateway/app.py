@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import contract, docs, guard, health, openapi
-from gateway.bodies import BodyBudget
+from gateway.bodies import ENCODINGS, BodyBounds, BodyBudget
 from gateway.caller import Callers, Delegation
 from gateway.calls import Calls
 from gateway.config import GatewayConfig, listed
@@ -70,10 +70,10 @@ def build(config: GatewayConfig) -> Gateway:
                 listed(config.allowed_origins),
                 listed(config.allowed_hosts),
                 tokens=tokens is not None,
+                encodings=ENCODINGS if config.compressed_bodies else (),
             ),
             in_hand,
-            BodyBudget(config.max_buffered_bytes),
-            config.max_body_bytes,
+            BodyBounds(config.max_body_bytes, BodyBudget(config.max_buffered_bytes)),
             config.log_sample_every,
         ),
     )

@@ -1,11 +1,15 @@
 """Request bodies: how large, how many at once, of which kind. Knows nothing of what is in them."""
 
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope
 
 from gateway.errors import ClientGoneError, RefusalError
 from services.runtime.errors import MessageTooLarge, Overloaded
+
+ENCODINGS = ("gzip", "deflate")
 
 
 class BodyBudget:
@@ -27,17 +31,25 @@ class BodyBudget:
 
 
 class BoundedReceive:
-    """Stands in for an ASGI `receive` and counts what comes through it, chunked bodies too."""
+    """Stands in for an ASGI `receive` and counts what comes through it, chunked bodies too.
+
+    A body in gzip or deflate comes out inflated, and what it inflates to is counted as it grows.
+    """
 
     def __init__(
-        self, receive: Receive, headers: Mapping[str, str], limit_bytes: int, budget: BodyBudget
+        self, receive: Receive, scope: Scope, headers: Mapping[str, str], bounds: "BodyBounds"
     ) -> None:
         self._receive = receive
-        self._limit_bytes = limit_bytes
-        self._budget = budget
+        self._scope = scope
+        self._limit_bytes = bounds.max_body_bytes
+        self._budget = bounds.budget
         self._taken = 0
+        self._held = 0
         declared = headers.get("content-length", "")
-        self.refused = declared.isdigit() and int(declared[:19]) > limit_bytes
+        self.refused = declared.isdigit() and int(declared[:19]) > self._limit_bytes
+        # 32 takes either header, that of gzip and that of zlib.
+        encoded = headers.get("content-encoding", "identity").strip().lower() in ENCODINGS
+        self._inflater = zlib.decompressobj(32 + zlib.MAX_WBITS) if encoded else None
 
     def check(self) -> None:
         """Refuse at once what says of itself that it is too large."""
@@ -47,21 +59,53 @@ class BoundedReceive:
     async def __call__(self) -> Message:
         """The next message, unless the body has grown past its limit."""
         message = await self._receive()
-        size = len(message.get("body", b""))
-        if size:
-            if self._taken + size > self._limit_bytes:
-                raise self._too_large()
-            self._budget.take(size)
-            self._taken += size
+        if self._scope.get("gristmill.too_many_chunks"):
+            raise MessageTooLarge("the body comes in too many chunks")
+        body: bytes = message.get("body", b"")
+        if body:
+            self._take(len(body))
+        if self._inflater is not None and message["type"] == "http.request":
+            message["body"] = self._inflated(
+                self._inflater, body, last=not message.get("more_body", False)
+            )
         return message
+
+    def _take(self, size: int) -> None:
+        self._taken += size
+        if self._taken > self._limit_bytes:
+            raise self._too_large()
+        self._budget.take(size)
+        self._held += size
+
+    def _inflated(self, inflater: "zlib._Decompress", body: bytes, *, last: bool) -> bytes:
+        room = self._limit_bytes - self._taken
+        try:
+            found = inflater.decompress(body, room + 1)
+        except zlib.error:
+            raise RefusalError(400, "the body is not what its Content-Encoding says") from None
+        if len(found) > room:
+            raise self._too_large()
+        if found:
+            self._take(len(found))
+        if (last and self._taken and not inflater.eof) or inflater.unused_data:
+            raise RefusalError(400, "the body is not what its Content-Encoding says")
+        return found
 
     def release(self) -> None:
         """The request is over: its bytes are held no more."""
-        self._budget.give_back(self._taken)
-        self._taken = 0
+        self._budget.give_back(self._held)
+        self._held = 0
 
     def _too_large(self) -> MessageTooLarge:
         return MessageTooLarge(f"the body is larger than {self._limit_bytes} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class BodyBounds:
+    """How large bodies may be: one of them, and all together."""
+
+    max_body_bytes: int
+    budget: BodyBudget
 
 
 async def read_json_body(headers: Mapping[str, str], receive: Receive) -> bytes:

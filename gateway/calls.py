@@ -2,8 +2,9 @@
 
 A call whose service was not reached is tried again, within the budget of the service, where the
 contract says that it may be repeated; one that a process refused before it began goes to another
-process. Never after its first message. A client that goes away cancels its call. A drain cancels
-the streams opened with GET, which follow something and would never end by themselves.
+process. Never after its first message. A client that goes away cancels its call. A drain ends the
+streams that would not end by themselves: those opened with GET, which follow something, are
+cancelled; WebSockets take no more.
 """
 
 import asyncio
@@ -144,12 +145,12 @@ class OpenCall:
 
 
 class Calls:
-    """Starts calls and knows which of them follow something."""
+    """Starts calls and knows which of them would not end by themselves."""
 
     def __init__(self, upstreams: Mapping[str, Upstream], tracing: Tracing) -> None:
         self.upstreams = upstreams
         self._tracing = tracing
-        self._following: set[OpenCall] = set()
+        self._endless: dict[OpenCall, Callable[[], None]] = {}
         self._draining = False
 
     def start(
@@ -178,28 +179,39 @@ class Calls:
     async def attended(
         self, call: OpenCall, receive: Receive, *, follows: bool
     ) -> AsyncIterator[None]:
-        """Watch over a call until the end of the block, which is also its end."""
+        """Hold a call and watch whether its client is still there."""
         watcher = asyncio.create_task(_cancel_when_gone(call, receive))
-        if follows:
-            self._following.add(call)
+        on_drain = (lambda: call.cancel(_draining())) if follows else None
+        try:
+            async with self.held(call, on_drain):
+                yield
+        finally:
+            watcher.cancel()
+
+    @asynccontextmanager
+    async def held(
+        self, call: OpenCall, on_drain: Callable[[], None] | None
+    ) -> AsyncIterator[None]:
+        """A call until the end of the block, which is also its end."""
+        if on_drain is not None:
+            self._endless[call] = on_drain
             if self._draining:
-                call.cancel(_draining())
+                on_drain()
         try:
             yield
         except Exception as error:
             call.status = errors.answer(error, "").status
             raise
         finally:
-            watcher.cancel()
-            self._following.discard(call)
+            self._endless.pop(call, None)
             call.abandon()
             self._tracing.end(call.span, call.status)
 
     def drain(self) -> None:
-        """End what follows; clients are told to resume elsewhere."""
+        """End what would not end by itself; clients are told to go on elsewhere."""
         self._draining = True
-        for call in tuple(self._following):
-            call.cancel(_draining())
+        for on_drain in tuple(self._endless.values()):
+            on_drain()
 
     async def close(self) -> None:
         """Close the channels and send the last spans."""

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.bodies import BodyBudget, BoundedReceive
+from gateway.bodies import BodyBounds, BoundedReceive
 from gateway.caller import REQUEST_ID, RequestIds
 from gateway.errors import Answer, CallFailedError, answer
 from gateway.guard import SECURITY_HEADERS, Guard
@@ -34,17 +34,20 @@ class EdgeParts:
 
     guard: Guard
     in_hand: InHand
-    bodies: BodyBudget
-    max_body_bytes: int
+    bounds: BodyBounds
     log_sample_every: int
 
 
 class Sending:
-    """Stands in for an ASGI `send`: adds the headers of every answer, remembers its status."""
+    """Stands in for an ASGI `send`: adds the headers of every answer, remembers its status.
+
+    What is answered to a WebSocket before its handshake is an HTTP answer too.
+    """
 
     def __init__(self, send: Send, scope: Scope, request_id: str) -> None:
         self._send = send
-        self._secure = scope["scheme"] == "https"
+        self._secure = scope["scheme"] in ("https", "wss")
+        self._prefix = "websocket." if scope["type"] == "websocket" else ""
         self._request_id = request_id
         self.extra: dict[str, str] = {}
         self.status = 0
@@ -60,6 +63,11 @@ class Sending:
             if any(name == b"cache-control" for name, _ in own):
                 del added["cache-control"]
             message["headers"] = [*own, *((k.encode(), v.encode()) for k, v in added.items())]
+        elif message["type"] == "websocket.accept":
+            self.status = 101
+            message["headers"] = [(REQUEST_ID.encode(), self._request_id.encode())]
+        if self._prefix and message["type"].startswith("http."):
+            message["type"] = self._prefix + message["type"]
         await self._send(message)
 
 
@@ -75,8 +83,7 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
+        if scope["type"] == "lifespan":
             return
         started = time.monotonic()
         headers = Headers(scope=scope)
@@ -100,6 +107,11 @@ class Edge:
     ) -> None:
         parts = self._parts
         sending.extra = parts.guard.admit(headers)
+        if scope["type"] == "websocket":
+            scope["gristmill.bodies"] = parts.bounds.budget
+            with parts.in_hand.one():
+                await self._app(scope, receive, sending)
+            return
         if scope["method"] == "OPTIONS":
             allowed = parts.guard.preflight(headers)
             if allowed is not None:
@@ -109,7 +121,7 @@ class Edge:
         if scope["path"] in HEALTH_PATHS:
             await self._app(scope, receive, sending)
             return
-        bounded = BoundedReceive(receive, headers, parts.max_body_bytes, parts.bodies)
+        bounded = BoundedReceive(receive, scope, headers, parts.bounds)
         with parts.in_hand.one():
             try:
                 bounded.check()
@@ -130,13 +142,14 @@ class Edge:
         self, scope: Scope, status: int, elapsed_s: float, failed: BaseException | None
     ) -> None:
         route = scope.get("gristmill.route") or getattr(scope.get("route"), "path", None) or "none"
-        metrics.HTTP_DURATION.labels(route, scope["method"], str(status)).observe(elapsed_s)
+        method = scope.get("method", "GET")
+        metrics.HTTP_DURATION.labels(route, method, str(status)).observe(elapsed_s)
         found: Answer | None = scope.get("gristmill.answer")
         every = self._parts.log_sample_every
         if found is None and (not every or next(self._count) % every):
             return
         fields: dict[str, Any] = {
-            "method": scope["method"],
+            "method": method,
             "route": route,
             "status": status,
             "duration_ms": round(elapsed_s * 1000, 3),

@@ -37,6 +37,8 @@ class Guard:
     hosts: frozenset[str]
     any_host: bool
     """Any Host will do: callers are known by their tokens, which no foreign page has."""
+    encodings: tuple[str, ...] = ()
+    """What bodies may be encoded with."""
 
     def admit(self, headers: Headers) -> dict[str, str]:
         """The headers to add to the answer; RefusalError for what must not pass."""
@@ -56,13 +58,15 @@ class Guard:
             "access-control-max-age": "600",
         }
 
-    @staticmethod
-    def _check_headers(headers: Headers) -> None:
+    def _check_headers(self, headers: Headers) -> None:
         if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
             raise RefusalError(431)
         encoding = headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise RefusalError(415, "send the body without Content-Encoding")
+        if encoding not in ("", "identity", *self.encodings):
+            taken = ", ".join(self.encodings)
+            raise RefusalError(
+                415, f"send the body without Content-Encoding{taken and f', or as {taken}'}"
+            )
 
     def _check_host(self, hosts: list[str]) -> None:
         if len(hosts) != 1:
@@ -90,7 +94,9 @@ class Guard:
         raise RefusalError(403, "the origin may not call this server; see allowed_origins")
 
 
-def guard(origins: Iterable[str], hosts: Iterable[str], *, tokens: bool) -> Guard:
+def guard(
+    origins: Iterable[str], hosts: Iterable[str], *, tokens: bool, encodings: tuple[str, ...] = ()
+) -> Guard:
     """The guard of a configuration; ValueError for an origin that is none."""
     wanted = frozenset(origin.rstrip("/") for origin in origins)
     for origin in wanted:
@@ -98,7 +104,7 @@ def guard(origins: Iterable[str], hosts: Iterable[str], *, tokens: bool) -> Guar
         if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}":
             raise ValueError(f"allowed_origins: {origin} is not an origin like https://ui.example")
     names = frozenset(host.lower() for host in hosts)
-    return Guard(wanted, names, any_host=tokens and not names)
+    return Guard(wanted, names, tokens and not names, encodings)
 
 
 def host_name(host: str) -> str:

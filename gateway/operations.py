@@ -163,7 +163,12 @@ def _query_field(
 def _responses(schemas: Schemas, method: Method) -> Json:
     error = {"$ref": "#/components/responses/Error"}
     if method.client_streaming:
-        return {"501": error, "default": error}
+        message = schemas.reference(method.descriptor.output_type)
+        socket = {
+            "description": "A WebSocket; each text message is one message, as JSON.",
+            "x-gristmill-item": message,
+        }
+        return {"101": socket, "426": error, "default": error}
     item = schemas.reference(method.descriptor.output_type)
     if not method.server_streaming:
         content: Json = {"application/json": {"schema": item}}

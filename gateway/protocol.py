@@ -6,10 +6,16 @@ Knows bytes and time only: what is in the head is judged later, by the edge.
 import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from gateway.guard import MAX_HEADER_BYTES
 
 HEAD_TIMEOUT_S = 15.0
+MAX_PARTS = 65_536
+"""Chunks of a body, frames of a WebSocket's message: each costs, however small it is."""
+LINGER_S = 5.0
+"""Time for what is still sent after a refusal, before the connection is cut."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -18,6 +24,9 @@ class BoundedProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _in_head = True
     _head_timer: asyncio.TimerHandle | None = None
+    _linger_timer: asyncio.TimerHandle | None = None
+    _chunks = 0
+    _message_ended = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Begin to wait for a head."""
@@ -27,13 +36,17 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._stop_waiting()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
         self._head_bytes = 0
+        self._chunks = 0
         self._in_head = True
+        self._message_ended = False
         self._await_head()
 
     def on_headers_complete(self) -> None:
@@ -41,6 +54,27 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_waiting()
         super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        """A chunk of the body begins; the edge refuses what has too many of them."""
+        self._chunks += 1
+        if self._chunks > MAX_PARTS:
+            self.scope["gristmill.too_many_chunks"] = True  # type: ignore[typeddict-unknown-key]  # ours
+            self.cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        """The request is here whole."""
+        self._message_ended = True
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Answered: what still comes of a request that is refused comes for a short time only."""
+        super().on_response_complete()
+        if not self._message_ended and not self.transport.is_closing():
+            self._linger_timer = self.loop.call_later(LINGER_S, self._give_up)
 
     def data_received(self, data: bytes) -> None:
         """Parse, and look at how much head has come without an end."""
@@ -63,3 +97,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+class BoundedSocket(WebSocketsSansIOProtocol):
+    """Cuts a WebSocket whose message comes in too many frames."""
+
+    def handle_cont(self, event: Frame) -> None:
+        """One more frame of a message."""
+        if len(self.frames) >= MAX_PARTS:
+            self.conn.fail(1009, "too many frames")
+            self.handle_parser_exception()
+            return
+        super().handle_cont(event)

@@ -17,7 +17,7 @@ import uvicorn
 
 from gateway.app import build
 from gateway.config import GatewayConfig
-from gateway.protocol import BoundedProtocol
+from gateway.protocol import BoundedProtocol, BoundedSocket
 from services.runtime import logs, metrics
 from services.runtime.server import VERSION
 
@@ -46,7 +46,11 @@ class HttpServer:
                 self.gateway.app,
                 loop="none",
                 http=BoundedProtocol,
-                ws="none",
+                ws=BoundedSocket,
+                ws_max_size=config.max_body_bytes,
+                ws_ping_interval=config.ping_interval_s,
+                # What inflates can inflate to anything.
+                ws_per_message_deflate=False,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

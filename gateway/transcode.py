@@ -3,8 +3,7 @@
 unary              JSON in, JSON out
 server-streaming   Server-Sent Events, or one JSON object a line where Accept asks for it;
                    an error before the first message is a plain HTTP status
-client-streaming   501 NOT_IMPLEMENTED: a WebSocket will carry these. The answer comes from the
-                   same table as all others, so the route is known, guarded and documented
+client-streaming   a WebSocket; asked for without one, 426
 """
 
 import asyncio
@@ -19,7 +18,7 @@ from starlette.routing import BaseRoute
 from starlette.routing import Match as Found
 from starlette.types import Receive, Scope, Send
 
-from gateway import binding, caller, wire
+from gateway import binding, caller, sockets, wire
 from gateway.bodies import read_json_body
 from gateway.caller import Callers
 from gateway.calls import Calls, OpenCall
@@ -28,7 +27,7 @@ from gateway.errors import Answer, RefusalError, answer
 from gateway.replies import reply, reply_stream
 from gateway.routing import Match, Route, RouteTable
 from gateway.streams import framing_for, paced
-from services.runtime.errors import DeadlineExpired, NotImplementedYet
+from services.runtime.errors import DeadlineExpired
 
 # The call's own deadline comes first and has the better answer; this ends a stuck read or write.
 BACKSTOP_S = 2.0
@@ -73,25 +72,29 @@ class Transcoder(BaseRoute):
 
     def matches(self, scope: Scope) -> tuple[Found, Scope]:
         """Whether the table has this request's path and method."""
-        match = None
-        if scope["type"] == "http":
-            match = self.table.match(scope["method"], scope["path"])
-        if match is None:
+        match = self.table.match(scope.get("method", "GET"), scope["path"])
+        # No other route takes a WebSocket: where there is none, it is refused here.
+        if match is None and scope["type"] != "websocket":
             return Found.NONE, {}
         return Found.FULL, {"gristmill.match": match}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a matched request, until its deadline."""
-        match: Match[Method] = scope["gristmill.match"]
+        match: Match[Method] | None = scope["gristmill.match"]
+        if match is None:
+            raise RefusalError(404)
         if match.route is None:
             raise RefusalError(405, headers={"allow": ", ".join(match.allowed)})
         method = match.route.target
         scope["gristmill.route"] = str(match.route.template)
         headers = Headers(scope=scope)
         exchange = Exchange(match.route, match.variables, headers, scope, receive, send)
+        if scope["type"] == "websocket":
+            await self._socket(exchange)
+            return
         metadata = await self._callers.admit(method.path, scope, headers)
         if method.client_streaming:
-            raise NotImplementedYet(f"{method.path} is a bidi stream: call it over gRPC")
+            raise RefusalError(426, headers={"upgrade": "websocket", "connection": "upgrade"})
         limits = self._limits
         default_s = (
             limits.default_stream_timeout_s if method.server_streaming else limits.default_timeout_s
@@ -103,6 +106,21 @@ class Transcoder(BaseRoute):
                 await self._serve(exchange, metadata, until)
         except TimeoutError:
             raise DeadlineExpired("the deadline passed") from None
+
+    async def _socket(self, exchange: Exchange) -> None:
+        method, scope, send = exchange.route.target, exchange.scope, exchange.send
+        protocol, headers = sockets.offered(exchange.headers)
+        metadata = await self._callers.admit(method.path, scope, headers)
+        if not method.client_streaming:
+            raise RefusalError(400, "this is called with plain HTTP, not as a WebSocket")
+        timeout_s = caller.timeout_s(headers, self._limits.default_stream_timeout_s)
+        await exchange.receive()
+        call = self._calls.start(method, None, metadata, timeout_s)
+        depth = self._limits.max_json_depth
+        socket = sockets.Socket(call, method.request, scope, exchange.receive, send, depth)
+        async with self._calls.held(call, socket.drain):
+            await send({"type": "websocket.accept", "subprotocol": protocol, "headers": []})
+            await socket.serve()
 
     async def _serve(self, exchange: Exchange, metadata: caller.Metadata, until: float) -> None:
         request = await self._request(exchange)

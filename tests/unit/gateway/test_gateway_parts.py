@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.bodies import BodyBudget, BoundedReceive, read_json_body
+from gateway.bodies import BodyBounds, BodyBudget, BoundedReceive, read_json_body
 from gateway.config import GatewayConfig, listed
 from gateway.errors import ClientGoneError, RefusalError
 from gateway.inhand import InHand
@@ -105,7 +105,7 @@ def receiving(*chunks: bytes, gone: bool = False) -> Callable[[], Awaitable[dict
 class TestBodies:
     async def test_counts_what_it_cannot_know_beforehand(self) -> None:
         budget = BodyBudget(100)
-        bounded = BoundedReceive(receiving(b"x" * 6, b"x" * 6), {}, 10, budget)
+        bounded = BoundedReceive(receiving(b"x" * 6, b"x" * 6), {}, {}, BodyBounds(10, budget))
         bounded.check()
         with pytest.raises(MessageTooLarge):
             await read_json_body({}, bounded)
@@ -116,17 +116,21 @@ class TestBodies:
 
     @pytest.mark.parametrize(("length", "refused"), [("10", False), ("11", True), ("x", False)])
     def test_believes_a_length_that_is_too_large(self, length: str, refused: bool) -> None:
-        bounded = BoundedReceive(receiving(), {"content-length": length}, 10, BodyBudget(100))
+        bounded = BoundedReceive(
+            receiving(), {}, {"content-length": length}, BodyBounds(10, BodyBudget(100))
+        )
         assert bounded.refused is refused
 
     async def test_all_bodies_together_have_a_bound(self) -> None:
         budget = BodyBudget(15)
-        first = BoundedReceive(receiving(b"x" * 10), {}, 10, budget)
+        first = BoundedReceive(receiving(b"x" * 10), {}, {}, BodyBounds(10, budget))
         await read_json_body({}, first)
         with pytest.raises(Overloaded):
-            await read_json_body({}, BoundedReceive(receiving(b"x" * 10), {}, 10, budget))
+            await read_json_body(
+                {}, BoundedReceive(receiving(b"x" * 10), {}, {}, BodyBounds(10, budget))
+            )
         first.release()
-        second = BoundedReceive(receiving(b"x" * 10), {}, 10, budget)
+        second = BoundedReceive(receiving(b"x" * 10), {}, {}, BodyBounds(10, budget))
         assert await read_json_body({}, second) == b"x" * 10
 
     async def test_a_client_that_leaves_in_the_middle(self) -> None:

@@ -130,16 +130,16 @@ async def test_a_head_without_end_is_cut_off() -> None:
         assert (await s.classify()).status_code == 200
 
 
-async def test_an_upgrade_is_a_plain_request() -> None:
+async def test_an_upgrade_to_anything_else_is_a_plain_request() -> None:
     async with stack() as s:
         request = (
             b"GET /classifier/v1/classify:bidi HTTP/1.1\r\nhost: localhost\r\n"
-            b"connection: upgrade, close\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
-            b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            b"connection: upgrade, close\r\nupgrade: h2c\r\n\r\n"
         )
         answer = await _raw(s.gateway.port, request)
-    assert answer.startswith(b"HTTP/1.1 501 ")
-    assert b'"reason":"NOT_IMPLEMENTED"' in answer
+    assert answer.startswith(b"HTTP/1.1 426 ")
+    assert b"upgrade: websocket" in answer
+    assert b'"reason":"UPGRADE_REQUIRED"' in answer
 
 
 async def test_odd_paths_are_only_unknown() -> None:

@@ -1,0 +1,148 @@
+"""A client's stream as a WebSocket: each text message is one message of the contract, as JSON.
+
+An empty text says that the client has no more to send, as WebSockets have no other way to say it;
+closing the socket gives up. The end is a close: 1000 where all went well; else a last message
+`{"error": ...}` as every error is, and 4000 plus its HTTP status (1012 for a drain). What fails
+before the handshake is an HTTP status.
+"""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Callable, Mapping
+
+import grpc
+from google.protobuf.message import Message
+from starlette.types import Receive, Scope, Send
+
+from gateway import jsontree, shape, wire
+from gateway.bodies import BodyBudget
+from gateway.calls import OpenCall
+from gateway.errors import Answer, ClientGoneError, answer
+from services.runtime.errors import DRAINING, Draining, InvalidRequest
+
+PROTOCOL = "gristmill.v1"
+BEARER = "gristmill.bearer."
+"""Before the token, in base64url without padding: scripts in a browser can set no header."""
+MAX_REASON_BYTES = 120
+
+
+def offered(headers: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
+    """The protocol to take, and the headers with the token that stands among the protocols."""
+    asked = [one.strip() for one in headers.get("sec-websocket-protocol", "").split(",")]
+    found = dict(headers)
+    for one in asked:
+        if one.startswith(BEARER) and "authorization" not in found:
+            found["authorization"] = f"Bearer {_token(one.removeprefix(BEARER))}"
+    return PROTOCOL if PROTOCOL in asked else None, found
+
+
+def _token(encoded: str) -> str:
+    try:
+        return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode("ascii")
+    except (binascii.Error, ValueError):
+        return ""
+
+
+class Socket:
+    """One accepted WebSocket and the call behind it."""
+
+    def __init__(
+        self,
+        call: OpenCall,
+        request: Callable[[], Message],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        max_json_depth: int,
+    ) -> None:
+        self._call = call
+        self._request = request
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._max_json_depth = max_json_depth
+        self._budget: BodyBudget = scope["gristmill.bodies"]
+        self._writing = asyncio.Lock()
+        self._ended = False
+        self._draining: asyncio.Task[None] | None = None
+
+    async def serve(self) -> None:
+        """Carry messages both ways until either side ends."""
+        reading = asyncio.create_task(self._read_all())
+        try:
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                text = (await wire.encoded(message)).decode()
+                await self._send({"type": "websocket.send", "text": text})
+            await self._finish()
+        except ClientGoneError as error:
+            self._failed(error)
+        except Exception as error:
+            await self._refuse(self._failed(error))
+        finally:
+            reading.cancel()
+
+    async def _finish(self) -> None:
+        if self._draining is None:
+            await self._close(1000, "")
+            return
+        said = "this gateway is shutting down; all that was sent is answered"
+        await self._refuse(self._failed(Draining(said)))
+
+    def drain(self) -> None:
+        """Take no more messages, so that the stream ends with the answers to those it has."""
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._end())
+
+    async def _read_all(self) -> None:
+        try:
+            while (message := await self._receive())["type"] == "websocket.receive":
+                await self._take(message.get("text"))
+            self._call.cancel(ClientGoneError())
+        except Exception as error:
+            self._call.cancel(error)
+
+    async def _take(self, text: str | None) -> None:
+        if text is None:
+            raise InvalidRequest("send text messages, not binary ones")
+        if not text:
+            await self._end()
+            return
+        body = text.encode()
+        self._budget.take(len(body))
+        try:
+            message = await wire.aside(len(body), lambda: self._parsed(body))
+            async with self._writing:
+                if self._draining is not None:
+                    return
+                if self._ended:
+                    raise InvalidRequest("an empty message has ended this stream before")
+                await self._call.write(message)
+        finally:
+            self._budget.give_back(len(body))
+
+    def _parsed(self, body: bytes) -> Message:
+        message = self._request()
+        shape.fill(message, jsontree.parse(body, self._max_json_depth))
+        return message
+
+    async def _end(self) -> None:
+        async with self._writing:
+            if not self._ended:
+                self._ended = True
+                await self._call.done_writing()
+
+    def _failed(self, error: Exception) -> Answer:
+        found = answer(error, self._scope["gristmill.request_id"])
+        self._scope["gristmill.answer"] = found
+        self._call.status = found.status
+        return found
+
+    async def _refuse(self, found: Answer) -> None:
+        await self._send({"type": "websocket.send", "text": found.encoded().decode()})
+        code = 1012 if found.reason == DRAINING else 4000 + found.http
+        await self._close(code, found.reason)
+
+    async def _close(self, code: int, reason: str) -> None:
+        said = reason[:MAX_REASON_BYTES]
+        await self._send({"type": "websocket.close", "code": code, "reason": said})
