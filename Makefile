@@ -16,7 +16,7 @@ TOOLS := .tools/bin
 GOOGLE := .cache/googleapis/google
 PROTOS = $$(cd protos && find gristmill -name '*.proto' | LC_ALL=C sort)
 SERVICE_PROTOS = $$(cd protos && find gristmill -name '*_service.proto' | LC_ALL=C sort)
-OIP := services/classifier/oip/generated
+OIP := services/oip/generated
 PROTOC = PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(TOOLS):$$PATH" $(PY) -m grpc_tools.protoc
 GO_MODULE := github.com/gristmill/gristmill
 

@@ -83,7 +83,7 @@ function content(operation, schemas) {
   }
   const columns = [h("div", { class: "about-operation" }, parts)];
   if (operation["x-gristmill-stream"] === "bidi") {
-    columns.push(h("p", { class: "notice" }, "Calls in both directions are for gRPC clients as yet; over HTTP the answer is 501."));
+    columns.push(h("p", { class: "notice" }, "A WebSocket: each text message is one message as JSON, an empty one says that there are no more. See the README."));
   } else {
     columns.push(new TryIt(operation, schemas, byId("token")).form);
   }

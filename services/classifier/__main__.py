@@ -8,7 +8,6 @@ from prometheus_client import REGISTRY
 
 from services.classifier.classifier import Classifier
 from services.classifier.config import ClassifierConfig
-from services.classifier.oip import contract as oip
 from services.classifier.oip.servicer import InferenceServicer
 from services.classifier.servicer import ClassifierServicer
 from services.classifier.starter import Starter
@@ -17,6 +16,7 @@ from services.inference import cache
 from services.inference.memory import Budget
 from services.inference.nvml import GpuCollector
 from services.inference.serving import Serving
+from services.oip import contract as oip
 from services.runtime import follower, logs, registry_client
 from services.runtime.config import load
 from services.runtime.health import SERVING, Health

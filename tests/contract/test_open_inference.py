@@ -24,7 +24,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 from google.protobuf.message import Message
 
-from services.classifier.oip.contract import (
+from services.oip.contract import (
     SERVICE,
     add_servicer,
     config_pb,
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 TRITONCLIENT = "2.73"
 NOT_OFFERED = ("SystemSharedMemory", "CudaSharedMemory", "TraceSetting", "LogSettings")
 
-OURS = "from services.classifier.oip.contract import pb, config_pb\n"
+OURS = "from services.oip.contract import pb, config_pb\n"
 THEIRS = "from tritonclient.grpc import service_pb2, model_config_pb2\n"
 
 DUMP = f"""{THEIRS}

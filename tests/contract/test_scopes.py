@@ -15,7 +15,7 @@ from gristmill.generator.v1 import generator_service_pb2_grpc as generator_rpc
 from gristmill.registry.v1 import registry_service_pb2_grpc as registry_rpc
 from gristmill.registry.v1 import worker_service_pb2_grpc as worker_rpc
 
-from services.classifier.oip import contract as oip
+from services.oip import contract as oip
 from services.runtime import errors
 from services.runtime.auth import ALL_SCOPES, PUBLIC, SCOPES, token_hash
 from services.runtime.server import Service

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from services.classifier.oip.contract import POOL, SERVICE, method_handlers, pb
 from services.classifier.oip.servicer import InferenceServicer
 from services.inference.backend import TensorSpec
+from services.oip.contract import POOL, SERVICE, method_handlers, pb
 from services.runtime.health import SERVING, Health
 from tests.harness import SOON_S, Served, classifier, failure, serve, soon
 from tests.unit.classifier.models import FIRST_TOKEN, SCALE, World, text_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 
-from services.classifier.oip.contract import pb
+from services.oip.contract import pb
 from services.runtime.admission import Limits
 from services.runtime.catalog import PolicyEntry
 from services.runtime.traffic import Split

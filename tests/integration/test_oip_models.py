@@ -7,8 +7,8 @@ from typing import Any
 
 import grpc
 
-from services.classifier.oip.contract import config_pb, pb
 from services.inference.serving import Wanted
+from services.oip.contract import config_pb, pb
 from services.runtime.admission import Limits
 from services.runtime.auth import token_hash
 from services.runtime.catalog import VersionEntry

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from services.classifier.oip import stream as stream_module
-from services.classifier.oip.contract import pb
+from services.oip.contract import pb
 from tests.harness import collect, failure, reason, soon
 from tests.integration.inference_protocol import Rig, numbers_in, rig, texts, with_parameters
 from tests.unit.classifier.models import FIRST_TOKEN

@@ -15,9 +15,9 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 
-from services.classifier.oip.contract import POOL as OIP_POOL
-from services.classifier.oip.contract import SERVICE as OIP
-from services.classifier.oip.contract import method_handlers
+from services.oip.contract import POOL as OIP_POOL
+from services.oip.contract import SERVICE as OIP
+from services.oip.contract import method_handlers
 from services.runtime import errors, standard, transports
 from services.runtime.call import current_call
 from services.runtime.server import CannotStart, Server

@@ -6,10 +6,10 @@ import numpy as np
 
 from services.classifier.answers import Answer
 from services.classifier.oip import tensors
-from services.classifier.oip.contract import pb
 from services.classifier.oip.signature import Output
 from services.inference.items import Array
 from services.inference.scoring import Outputs
+from services.oip.contract import pb
 from services.runtime.errors import BackendFailed, GristmillError
 
 TRUNCATED = "truncated"

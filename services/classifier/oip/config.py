@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from services.classifier.classifier import Classifier
 from services.classifier.oip import signature
-from services.classifier.oip.contract import config_pb, pb
 from services.classifier.oip.parameters import LEAST_URGENT
 from services.classifier.traffic import Target
 from services.inference.backend import TensorSpec
 from services.inference.manifest import Batching
+from services.oip.contract import config_pb, pb
 
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "pytorch": "pytorch_libtorch"}
 """By backend, as Triton names framework and format."""

@@ -2,10 +2,10 @@
 
 from services.classifier.answers import Asked
 from services.classifier.oip import answers, parameters, signature, tensors
-from services.classifier.oip.contract import pb
 from services.classifier.traffic import Traffic
 from services.inference.loaded import Wanted
 from services.inference.scoring import Choice
+from services.oip.contract import pb
 from services.runtime.call import Call
 from services.runtime.deadline import Deadline
 from services.runtime.errors import InvalidRequest

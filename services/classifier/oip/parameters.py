@@ -7,7 +7,7 @@ reads it: it is taken, and no model here reads any.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.classifier.oip.contract import pb
+from services.oip.contract import pb
 from services.runtime.deadline import Deadline
 from services.runtime.errors import InvalidRequest, UnsupportedField
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 
 from services.classifier.classifier import Classifier
-from services.classifier.oip.contract import pb
 from services.inference.loaded import Wanted
 from services.inference.serving import Serving
+from services.oip.contract import pb
 from services.runtime.errors import InvalidRequest, UnsupportedField
 
 STATES = {

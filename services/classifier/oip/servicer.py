@@ -10,13 +10,13 @@ from typing import Any
 from services.classifier.classifier import Classifier
 from services.classifier.oip import config as described
 from services.classifier.oip import statistics as counted
-from services.classifier.oip.contract import pb
 from services.classifier.oip.inference import Inference, version_in
 from services.classifier.oip.repository import Repository
 from services.classifier.oip.stream import Stream
 from services.classifier.traffic import Target, Traffic
 from services.inference.loaded import Wanted
 from services.inference.serving import Serving
+from services.oip.contract import pb
 from services.runtime.call import current_call
 from services.runtime.errors import GristmillError, InvalidRequest
 

@@ -10,11 +10,11 @@ from weakref import WeakKeyDictionary
 
 from services.classifier.classifier import Classifier
 from services.classifier.oip import parameters
-from services.classifier.oip.contract import pb
 from services.classifier.oip.tensors import Tensor, refuse_shared_memory
 from services.inference.backend import TensorSpec
 from services.inference.items import Array, ImageItem, Item, TensorsItem, TextItem, TextPairItem
 from services.inference.manifest import Input
+from services.oip.contract import pb
 from services.runtime.errors import InvalidRequest
 
 MAX_ITEMS = 4096

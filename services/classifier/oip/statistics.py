@@ -1,9 +1,9 @@
 """What a version has done, as this protocol counts it: sums since the version was loaded."""
 
 from services.classifier.classifier import Classifier
-from services.classifier.oip.contract import pb
 from services.inference.loaded import Loaded
 from services.inference.statistics import Spent
+from services.oip.contract import pb
 
 NS = 10**9
 IN_ALL = (

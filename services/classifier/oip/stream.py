@@ -12,10 +12,10 @@ from typing import Self
 
 import structlog
 
-from services.classifier.oip.contract import pb
 from services.classifier.oip.inference import Inference
 from services.classifier.oip.parameters import FINAL
 from services.classifier.traffic import Traffic
+from services.oip.contract import pb
 from services.runtime import status
 from services.runtime.call import Call
 from services.runtime.deadline import Deadline

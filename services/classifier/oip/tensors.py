@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.classifier.oip.contract import pb
 from services.inference import tensor_bytes
 from services.inference.items import Array
 from services.inference.preprocessing.preprocessor import DTYPES
+from services.oip.contract import pb
 from services.runtime.errors import BackendFailed, InvalidRequest, UnsupportedField
 
 MAX_INPUTS = 64

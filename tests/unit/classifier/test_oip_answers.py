@@ -10,11 +10,11 @@ from hypothesis.extra import numpy as npst
 
 from services.classifier.answers import Answer
 from services.classifier.oip import answers
-from services.classifier.oip.contract import pb
 from services.classifier.oip.signature import Output
 from services.inference.items import Array
 from services.inference.outcomes import Scored, Timings
 from services.inference.scoring import Outputs
+from services.oip.contract import pb
 from services.runtime.errors import BackendFailed, GristmillError, InvalidRequest, Overloaded
 from services.runtime.status import to_status
 

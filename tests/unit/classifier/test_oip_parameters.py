@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from services.classifier.oip import parameters
-from services.classifier.oip.contract import pb
 from services.classifier.oip.inference import version_in
 from services.classifier.oip.parameters import Asked
+from services.oip.contract import pb
 from services.runtime.deadline import Deadline
 from services.runtime.errors import InvalidRequest, UnsupportedField
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from services.classifier.oip import signature
-from services.classifier.oip.contract import pb
 from services.classifier.oip.signature import Output, Signature
 from services.classifier.oip.tensors import Tensor
 from services.inference.backend import TensorSpec
 from services.inference.items import ImageItem, TensorsItem, TextItem, TextPairItem
 from services.inference.manifest import Input
+from services.oip.contract import pb
 from services.runtime.errors import InvalidRequest, UnsupportedField
 
 IDS = (TensorSpec("input_ids", "INT64", (-1, -1)), TensorSpec("attention_mask", "INT64", (-1, -1)))

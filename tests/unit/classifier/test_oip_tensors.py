@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from services.classifier.oip import tensors
-from services.classifier.oip.contract import pb
 from services.inference import tensor_bytes
 from services.inference.items import Array
 from services.inference.preprocessing.preprocessor import DTYPES
+from services.oip.contract import pb
 from services.runtime.errors import BackendFailed, InvalidRequest, UnsupportedField
 
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
