@@ -108,8 +108,8 @@ class BodyBounds:
     budget: BodyBudget
 
 
-async def read_json_body(headers: Mapping[str, str], receive: Receive) -> bytes:
-    """The whole body; refused unless it is JSON by its own account, or says nothing."""
+async def read_body(receive: Receive) -> bytes:
+    """The whole body."""
     body = bytearray()
     more = True
     while more:
@@ -118,7 +118,13 @@ async def read_json_body(headers: Mapping[str, str], receive: Receive) -> bytes:
             raise ClientGoneError
         body += message.get("body", b"")
         more = message.get("more_body", False)
+    return bytes(body)
+
+
+async def read_json_body(headers: Mapping[str, str], receive: Receive) -> bytes:
+    """The whole body; refused unless it is JSON by its own account, or says nothing."""
+    body = await read_body(receive)
     kind = headers.get("content-type", "application/json").split(";")[0].strip().lower()
     if body and kind != "application/json" and not kind.endswith("+json"):
         raise RefusalError(415, "send the body as `Content-Type: application/json`")
-    return bytes(body)
+    return body

@@ -67,6 +67,16 @@ MOUNTED: tuple[Mounted, ...] = (
 )
 
 
+def method(upstream: str, name: str) -> Method:
+    """The annotated method of this name that an upstream has in its own service."""
+    for mounted in MOUNTED:
+        if mounted.upstream == upstream and mounted.rules is None:
+            for route in routes(mounted):
+                if route.target.descriptor.name == name:
+                    return route.target
+    raise LookupError(f"{upstream} has no {name}")
+
+
 def routes(mounted: Mounted) -> Iterator[Route[Method]]:
     """The routes of every annotated method of a service; ValueError for a rule it cannot keep."""
     for descriptor in mounted.service.methods:

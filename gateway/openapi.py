@@ -1,12 +1,16 @@
 """The OpenAPI 3.1 document, read off the same table that routes requests. Serves nothing."""
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
-from gateway import comments
+from gateway import comments, examples
 from gateway.contract import Method
+from gateway.dialect import Operation
 from gateway.operations import PARAMETERS, operation, order, path_of
 from gateway.routing import RouteTable
 from gateway.schemas import Schemas
+from services.runtime.auth import SCOPES
 from services.runtime.server import VERSION
 
 Json = dict[str, Any]
@@ -52,8 +56,8 @@ ERROR: Json = {
 }
 
 
-def document(table: RouteTable[Method], *, guarded: bool) -> Json:
-    """The document of a table; `guarded` says whether callers need a token."""
+def document(table: RouteTable[Method], spoken: Iterable[Operation] = (), *, guarded: bool) -> Json:
+    """The document of a table and of what is spoken besides; `guarded`: callers need a token."""
     texts = comments.read()
     schemas = Schemas(texts)
     paths: dict[str, Json] = {}
@@ -63,6 +67,9 @@ def document(table: RouteTable[Method], *, guarded: bool) -> Json:
         paths.setdefault(path, {})[route.http_method.lower()] = operation(schemas, texts, route)
         service = route.target.descriptor.containing_service
         tags[service.name] = texts.get(service.full_name, "")
+    for one in spoken:
+        paths.setdefault(one.path, {})[one.verb.lower()] = _spoken(one)
+        tags.setdefault(one.doc["tags"][0], "")
     return {
         "openapi": "3.1.0",
         "info": {
@@ -80,6 +87,32 @@ def document(table: RouteTable[Method], *, guarded: bool) -> Json:
             "responses": {"Error": _error_response()},
             "schemas": {**dict(sorted(schemas.components.items())), "Error": ERROR},
         },
+    }
+
+
+def _spoken(one: Operation) -> Json:
+    """An operation of a dialect, with what all of them have."""
+    names = re.findall(r"{(\w+)}", one.path)
+    own = [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "pattern": "^[^/]+$"},
+            "example": examples.SEGMENTS.get(name, name),
+        }
+        for name in names
+    ]
+    return {
+        **one.doc,
+        "parameters": [
+            *own,
+            *one.doc.get("parameters", []),
+            *({"$ref": f"#/components/parameters/{name}"} for name in PARAMETERS),
+        ],
+        "x-gristmill-method": one.method.path.lstrip("/"),
+        "x-gristmill-scope": SCOPES.get(one.method.path, ""),
+        "x-gristmill-example-path": examples.of_path(one.path),
     }
 
 

@@ -2,6 +2,7 @@
 import { h, inline, prose } from "./dom.js";
 import { Schemas, schemaEntry } from "./schema.js";
 import { TryIt } from "./tryit.js";
+import "./settings.js";
 
 const byId = (id) => document.getElementById(id);
 const STREAMS = { server: "stream", bidi: "bidi" };
@@ -134,12 +135,4 @@ function openTarget() {
   target.scrollIntoView();
 }
 
-byId("theme").addEventListener("click", () => {
-  const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
-  localStorage.setItem("gristmill-theme", root.dataset.theme);
-});
-byId("token").value = sessionStorage.getItem("gristmill-token") ?? "";
-byId("token").addEventListener("input", (event) => sessionStorage.setItem("gristmill-token", event.target.value));
 main().catch((error) => { byId("loading").textContent = `The contract could not be read: ${error.message}`; });
