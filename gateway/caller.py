@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from starlette.types import Scope
 
 from gateway.ratelimit import Limiter, refusal
-from services.runtime.auth import ALL_SCOPES, Authenticator, Credentials
+from services.runtime.auth import ALL_SCOPES, PUBLIC, Authenticator, Credentials
+from services.runtime.auth import SCOPES as AUTH_SCOPES
 from services.runtime.call import Identity
 from services.runtime.errors import InvalidRequest
 
@@ -90,8 +91,10 @@ class Callers:
         wait_s = await self._limiter.wait_s(name)
         if wait_s > 0:
             raise refusal(name, self._rate, wait_s)
+        # Who is let in without being known gets no word of ours for what it may do.
+        known = () if _public(method) else self._delegation.metadata(identity, headers)
         return (
-            *self._delegation.metadata(identity, headers),
+            *known,
             *passed_on(headers),
             (REQUEST_ID, scope["gristmill.request_id"]),
         )
@@ -99,6 +102,10 @@ class Callers:
     async def close(self) -> None:
         """Let go of what the limits hold."""
         await self._limiter.close()
+
+
+def _public(method: str) -> bool:
+    return AUTH_SCOPES.get(method) == PUBLIC
 
 
 def _address(scope: Scope) -> str:

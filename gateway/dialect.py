@@ -62,6 +62,7 @@ class Exchange:
     until: float
     limits: Limits
     calls: Calls
+    callers: caller.Callers
     stack: AsyncExitStack
     begun: bool = field(default=False, init=False)
     """Whether a stream has begun."""
@@ -80,6 +81,10 @@ class Exchange:
         """The body as it came."""
         return await read_body(self.receive)
 
+    async def admitted(self, method: Method) -> caller.Metadata:
+        """Metadata for a call of another method than the one that the caller was let in for."""
+        return await self.callers.admit(method.path, self.scope, self.headers)
+
     async def start(self, method: Method, request: Message) -> OpenCall:
         """Begin a call, which ends with the request."""
         remaining_s = self.until - time.monotonic()
@@ -93,9 +98,10 @@ class Exchange:
         """The answer of a unary call."""
         return await (await self.start(method, request)).message()
 
-    async def reply(self, tree: Any) -> None:
+    async def reply(self, tree: Any, status: int = 200) -> None:
         """Answer with JSON."""
-        await reply(self.send, json.dumps(tree, ensure_ascii=False, allow_nan=False).encode())
+        body = json.dumps(tree, ensure_ascii=False, allow_nan=False).encode()
+        await reply(self.send, body, status)
 
     async def write(self, data: bytes, media_type: str = "text/event-stream") -> None:
         """Send a part of a stream."""
@@ -180,7 +186,7 @@ class Dialect(BaseRoute):
             raise RefusalError(405, headers={"allow": ", ".join(sorted(verbs))})
         headers = Headers(scope=scope)
         metadata = await self._callers.admit(operation.method.path, scope, headers)
-        timeout_s = caller.timeout_s(headers, self._limits.default_stream_timeout_s)
+        timeout_s = caller.timeout_s(headers, self._limits.timeout_of(operation.method))
         variables: dict[str, str] = scope["gristmill.variables"]
         try:
             async with asyncio.timeout(timeout_s + BACKSTOP_S), AsyncExitStack() as stack:
@@ -188,7 +194,7 @@ class Dialect(BaseRoute):
                 await operation.serve(
                     Exchange(
                         *(scope, receive, send, headers, variables, metadata, until),
-                        *(self._limits, self._calls, stack),
+                        *(self._limits, self._calls, self._callers, stack),
                     )
                 )
         except TimeoutError:

@@ -1,6 +1,7 @@
 """Writes answers to an ASGI `send`: one message, a stream of them, an error. Knows no method."""
 
-from collections.abc import AsyncGenerator, Callable
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
 from google.protobuf.message import Message
@@ -13,9 +14,23 @@ from gateway.streams import Framing, Silence
 JSON = "application/json"
 
 
-async def reply(send: Send, body: bytes) -> None:
+async def reply(send: Send, body: bytes, status: int = 200) -> None:
     """A message as a whole answer."""
-    await send(start_of(200, {"content-type": JSON, "content-length": str(len(body))}))
+    await send(start_of(status, {"content-type": JSON, "content-length": str(len(body))}))
+    await send({"type": "http.response.body", "body": body})
+
+
+async def reply_cacheable(send: Send, body: bytes, headers: Mapping[str, str]) -> None:
+    """A message that its reader may keep and ask for again; 304 for who has it already."""
+    etag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
+    fields = {"etag": etag, "cache-control": "private, no-cache", "vary": "authorization"}
+    asked = [one.strip().removeprefix("W/") for one in headers.get("if-none-match", "").split(",")]
+    if etag in asked or asked == ["*"]:
+        await send(start_of(304, fields))
+        await send({"type": "http.response.body", "body": b""})
+        return
+    fields |= {"content-type": JSON, "content-length": str(len(body))}
+    await send(start_of(200, fields))
     await send({"type": "http.response.body", "body": body})
 
 

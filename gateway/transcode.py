@@ -24,7 +24,7 @@ from gateway.caller import Callers
 from gateway.calls import Calls, OpenCall
 from gateway.contract import Method
 from gateway.errors import Answer, RefusalError, answer
-from gateway.replies import reply, reply_stream
+from gateway.replies import reply, reply_cacheable, reply_stream
 from gateway.routing import Match, Route, RouteTable
 from gateway.streams import framing_for, paced
 from services.runtime.errors import DeadlineExpired
@@ -41,6 +41,11 @@ class Limits:
     default_stream_timeout_s: float
     max_json_depth: int
     ping_interval_s: float
+
+    def timeout_of(self, method: Method) -> float:
+        """The deadline of a call that brings none."""
+        streams = method.server_streaming
+        return self.default_stream_timeout_s if streams else self.default_timeout_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +100,7 @@ class Transcoder(BaseRoute):
         metadata = await self._callers.admit(method.path, scope, headers)
         if method.client_streaming:
             raise RefusalError(426, headers={"upgrade": "websocket", "connection": "upgrade"})
-        limits = self._limits
-        default_s = (
-            limits.default_stream_timeout_s if method.server_streaming else limits.default_timeout_s
-        )
-        timeout_s = caller.timeout_s(headers, default_s)
+        timeout_s = caller.timeout_s(headers, self._limits.timeout_of(method))
         until = time.monotonic() + timeout_s
         try:
             async with asyncio.timeout(timeout_s + BACKSTOP_S):
@@ -133,9 +134,12 @@ class Transcoder(BaseRoute):
         async with self._calls.attended(call, exchange.receive, follows=follows):
             if method.server_streaming:
                 await self._stream(exchange, call)
+                return
+            body = await wire.encoded(await call.message())
+            if exchange.route.http_method == "GET":
+                await reply_cacheable(exchange.send, body, exchange.headers)
             else:
-                message = await call.message()
-                await reply(exchange.send, await wire.encoded(message))
+                await reply(exchange.send, body)
 
     async def _request(self, exchange: Exchange) -> Message:
         body = await read_json_body(exchange.headers, exchange.receive)

@@ -147,7 +147,8 @@ class TestRefusedRequests:
     async def test_bidi_is_answered_from_the_table(self) -> None:
         async with stack() as s:
             response = await s.client.get("/classifier/v1/classify:bidi")
-        assert error_of(response, 501, "NOT_IMPLEMENTED")["status"] == "UNIMPLEMENTED"
+        error_of(response, 426, "UPGRADE_REQUIRED")
+        assert response.headers["upgrade"] == "websocket"
 
     async def test_foreign_origins_and_rebound_names_are_refused(self) -> None:
         async with stack(allowed_origins="https://ui.example") as s:
