@@ -9,23 +9,36 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway import contract, docs, guard, health, openapi
+from gateway import console, contract, docs, guard, health, openapi
 from gateway.bodies import ENCODINGS, BodyBounds, BodyBudget
 from gateway.caller import Callers, Delegation
 from gateway.calls import Calls
 from gateway.config import GatewayConfig, listed
 from gateway.contract import Method, Mounted
+from gateway.dialect import Dialect, ErrorShape, Operation
 from gateway.edge import Edge, EdgeParts
 from gateway.errors import RefusalError
 from gateway.inhand import InHand
-from gateway.openai.routes import OpenAi
+from gateway.oip import operations as oip
+from gateway.oip import routes as oip_routes
+from gateway.openai import routes as openai
 from gateway.ratelimit import limiter
 from gateway.routing import RouteTable
+from gateway.scrape import Scraper
+from gateway.simple import operations as simple
+from gateway.simple import routes as simple_routes
 from gateway.transcode import Limits, Transcoder
 from gateway.upstream import connect
 from services.runtime.auth import Authenticator, TokenFile
 from services.runtime.errors import NotImplementedYet
 from services.runtime.tracing import Tracing
+
+DIALECTS: tuple[tuple[Sequence[Operation], ErrorShape], ...] = (
+    (openai.OPERATIONS, openai.error_shape),
+    (oip.OPERATIONS, oip_routes.error_shape),
+    (simple.OPERATIONS, simple_routes.error_shape),
+)
+"""What is spoken besides the contract."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class Gateway:
     in_hand: InHand
     calls: Calls
     callers: Callers
+    scraper: Scraper
 
     def drain(self) -> None:
         """Refuse new work; end the streams that would never end."""
@@ -47,11 +61,17 @@ class Gateway:
         """Close what leads out of this process."""
         await self.calls.close()
         await self.callers.close()
+        await self.scraper.close()
 
 
 def table_of(mounted: Sequence[Mounted] = contract.MOUNTED) -> RouteTable[Method]:
     """The table of every annotated method; ValueError where two want the same requests."""
     return RouteTable(route for service in mounted for route in contract.routes(service))
+
+
+def spoken() -> list[Operation]:
+    """Every operation of every dialect."""
+    return [one for operations, _ in DIALECTS for one in operations]
 
 
 def build(config: GatewayConfig) -> Gateway:
@@ -82,7 +102,7 @@ def build(config: GatewayConfig) -> Gateway:
     app.include_router(
         health.router(health.Readiness(calls.upstreams, in_hand, config.probe_timeout_s))
     )
-    app.include_router(docs.router(openapi.document(table, guarded=tokens is not None)))
+    app.include_router(docs.router(openapi.document(table, spoken(), guarded=tokens is not None)))
     callers = Callers(
         Authenticator(tokens),
         Delegation(config.own_token()),
@@ -94,6 +114,8 @@ def build(config: GatewayConfig) -> Gateway:
         ),
         config.rate_limit_per_s,
     )
+    scraper = Scraper(config.metrics())
+    app.include_router(console.router(callers, scraper))
     limits = Limits(
         config.default_timeout_s,
         config.default_stream_timeout_s,
@@ -103,9 +125,9 @@ def build(config: GatewayConfig) -> Gateway:
     # Before the few fixed routes, since nearly every request is for them.
     app.router.routes[:0] = [
         Transcoder(table, calls, callers, limits),
-        OpenAi(calls, callers, limits),
+        *(Dialect(found, shape, calls, callers, limits) for found, shape in DIALECTS),
     ]
-    return Gateway(app, table, in_hand, calls, callers)
+    return Gateway(app, table, in_hand, calls, callers, scraper)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

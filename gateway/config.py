@@ -1,6 +1,7 @@
 """The settings of the gateway."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -67,6 +68,22 @@ class GatewayConfig(ServerConfig):
     """Names by which this gateway is called, comma separated. Without a token_file any other name
     than localhost and IP addresses is refused (DNS rebinding); set, they are checked always."""
 
+    registry_metrics: str = ""
+    """Where the console's charts of the registry come from: its admin endpoints, such as
+    http://127.0.0.1:9151/metrics, comma separated. Empty: no charts of it."""
+    classifier_metrics: str = ""
+    """The same for the classifier, such as http://127.0.0.1:9152/metrics."""
+    generator_metrics: str = ""
+    """The same for the generator, such as http://127.0.0.1:9153/metrics."""
+
+    @model_validator(mode="after")
+    def _check_metrics(self) -> "GatewayConfig":
+        for name, urls in self.metrics().items():
+            for parts in map(urlsplit, urls):
+                if parts.scheme not in ("http", "https") or not parts.hostname:
+                    raise ValueError(f"{name}_metrics: URLs such as http://127.0.0.1:9151/metrics")
+        return self
+
     @model_validator(mode="after")
     def _check_gateway(self) -> "GatewayConfig":
         if self.upstream_token_file and self.upstream_token.get_secret_value():
@@ -77,6 +94,14 @@ class GatewayConfig(ServerConfig):
         if url and not url.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("rate_limit_redis_url: redis://, rediss:// or unix://")
         return self
+
+    def metrics(self) -> dict[str, tuple[str, ...]]:
+        """The admin endpoints of each service."""
+        return {
+            "registry": listed(self.registry_metrics),
+            "classifier": listed(self.classifier_metrics),
+            "generator": listed(self.generator_metrics),
+        }
 
     def own_token(self) -> str:
         """The gateway's own token, or "" where it has none; ValueError for an unusable one."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 STATIC = Path(__file__).parent / "static"
 _TYPES = {
@@ -40,16 +40,16 @@ def router(document: dict[str, Any]) -> APIRouter:
     routes = APIRouter()
     openapi = Asset(json.dumps(document, ensure_ascii=False).encode(), "application/json")
     _add(routes, "/openapi.json", openapi.answer)
-    for file in sorted(STATIC.iterdir()):
-        asset = Asset(file.read_bytes(), _TYPES[file.suffix])
-        path = "/docs" if file.name == "docs.html" else f"/docs/{file.name}"
-        _add(routes, path, asset.answer)
-    _add(routes, "/", _to_docs)
+    add_files(routes, STATIC, "/docs", {"docs.html": "/docs"})
     return routes
 
 
-async def _to_docs(request: Request) -> Response:
-    return RedirectResponse("/docs")
+def add_files(routes: APIRouter, folder: Path, below: str, pages: dict[str, str]) -> None:
+    """A route for each file of a folder: pages at paths of their own, all others below one."""
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            asset = Asset(file.read_bytes(), _TYPES[file.suffix])
+            _add(routes, pages.get(file.name, f"{below}/{file.name}"), asset.answer)
 
 
 def _add(routes: APIRouter, path: str, answer: Callable[[Request], Any]) -> None:

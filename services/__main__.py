@@ -8,8 +8,10 @@ import argparse
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ class Suite:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._data: Path = options.data
+        self._admin = admin_ports(options.admin_port_base)
         self._children: list[Child] = []
         self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watching: list[asyncio.Task[None]] = []
@@ -77,6 +80,11 @@ class Suite:
             follow,
             f"--classifier=127.0.0.1:{ports.classifier_port}",
             f"--generator=127.0.0.1:{ports.generator_port}",
+            *(
+                f"--{name}-metrics=http://127.0.0.1:{self._admin[name]}/metrics"
+                for name in PROCESSES
+                if name != "gateway"
+            ),
         )
         build = ["-m", "models", "build", f"--cache={self._options.cache}"]
         await self._do("models", sys.executable, *build)
@@ -127,9 +135,7 @@ class Suite:
                 "-m",
                 module,
                 f"--port={port}",
-                f"--admin-port={self._options.admin_port_base + PROCESSES.index(name)}"
-                if self._options.admin_port_base
-                else "--admin-port=0",
+                f"--admin-port={self._admin[name]}",
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=file,
@@ -204,6 +210,15 @@ class Suite:
                 await asyncio.sleep(0.05)
 
 
+def admin_ports(base: int) -> dict[str, int]:
+    """The admin port of each process; free ones where the base is 0."""
+    if base:
+        return {name: base + index for index, name in enumerate(PROCESSES)}
+    with ExitStack() as stack:
+        held = {n: stack.enter_context(socket.create_server(("127.0.0.1", 0))) for n in PROCESSES}
+        return {name: one.getsockname()[1] for name, one in held.items()}
+
+
 def say(options: argparse.Namespace, seconds: float) -> None:
     """Where everything is, and lines that work as they stand."""
     http = f"http://localhost:{options.gateway_port}"
@@ -214,7 +229,7 @@ Gristmill is ready after {seconds:.1f} s.
   registry    localhost:{options.registry_port}   models, versions, aliases
   classifier  localhost:{options.classifier_port}   sentiment, iris
   generator   localhost:{options.generator_port}   smollm2
-  gateway     {http}   {http}/docs
+  gateway     {http}   the console; {http}/docs the API
   logs        {options.data / "logs"}
 
 curl -s {http}/classifier/v1/classify -H 'content-type: application/json' \

@@ -49,9 +49,7 @@ def wanted(name: str, count: int = 0, *, binary: bool = True) -> list[Any]:
 
 def labels(array: Any) -> list[str]:
     """The label of the best class of each item."""
-    return [
-        (row[0] if isinstance(row[0], str) else row[0].decode()).split(":")[2] for row in array
-    ]
+    return [(row[0] if isinstance(row[0], str) else row[0].decode()).split(":")[2] for row in array]
 
 
 def refused(status: str, call: Callable[[], Any]) -> str:

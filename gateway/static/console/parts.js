@@ -10,8 +10,8 @@ export const number = (value) =>
 
 export function seconds(value) {
   if (value === null || value === undefined) return EMPTY;
-  if (value < 0.001) return `${number(value * 1e6)} µs`;
-  return value < 1 ? `${number(value * 1000)} ms` : `${number(value)} s`;
+  const [scale, unit] = value < 0.001 ? [1e6, "µs"] : value < 1 ? [1000, "ms"] : [1, "s"];
+  return `${round(value * scale, value * scale >= 10 ? 0 : 1)} ${unit}`;
 }
 
 export function bytes(value) {
@@ -19,7 +19,11 @@ export function bytes(value) {
   return `${number(value / 1000 ** step)} ${["B", "kB", "MB", "GB", "TB"][step]}`;
 }
 
-export const percent = (share) => `${round(share * 100, share > 0.1 && share < 0.995 ? 1 : 2)}%`;
+export function percent(share) {
+  if (share > 0 && share < 0.0001) return "<0.01%";
+  if (share < 1 && share > 0.9999) return ">99.99%";
+  return `${round(share * 100, share > 0.1 && share < 0.995 ? 1 : 2)}%`;
+}
 
 /** "models/sentiment/versions/3" → "3" */
 export const last = (name) => name.split("/").pop();
@@ -91,5 +95,5 @@ export function table(caption, columns, rows) {
     h("caption", { class: "hidden" }, caption),
     h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", {}, rows.map((cells) => h("tr", {}, cells.map((cell, index) =>
-      h("td", { "data-name": columns[index] }, cell)))))));
+      h("td", { "data-name": columns[index] }, h("div", {}, cell))))))));
 }
