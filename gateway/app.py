@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from gateway import console, contract, docs, guard, health, openapi
 from gateway.bodies import ENCODINGS, BodyBounds, BodyBudget
@@ -17,7 +18,7 @@ from gateway.config import GatewayConfig, listed
 from gateway.contract import Method, Mounted
 from gateway.dialect import Dialect, ErrorShape, Operation
 from gateway.edge import Edge, EdgeParts
-from gateway.errors import RefusalError
+from gateway.errors import Answer, RefusalError
 from gateway.inhand import InHand
 from gateway.oip import operations as oip
 from gateway.oip import routes as oip_routes
@@ -82,6 +83,7 @@ def build(config: GatewayConfig) -> Gateway:
         connect(config), Tracing("gateway", config.otlp_endpoint, config.trace_sample_ratio)
     )
     in_hand = InHand(config.max_concurrent_requests)
+    dialects: list[Dialect] = []
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(
         Edge,
@@ -94,6 +96,7 @@ def build(config: GatewayConfig) -> Gateway:
             ),
             in_hand,
             BodyBounds(config.max_body_bytes, BodyBudget(config.max_buffered_bytes)),
+            lambda scope, found: _shaped(dialects, scope, found),
             config.log_sample_every,
         ),
     )
@@ -122,12 +125,17 @@ def build(config: GatewayConfig) -> Gateway:
         config.max_json_depth,
         config.ping_interval_s,
     )
+    dialects += (Dialect(found, shape, calls, callers, limits) for found, shape in DIALECTS)
     # Before the few fixed routes, since nearly every request is for them.
-    app.router.routes[:0] = [
-        Transcoder(table, calls, callers, limits),
-        *(Dialect(found, shape, calls, callers, limits) for found, shape in DIALECTS),
-    ]
+    app.router.routes[:0] = [Transcoder(table, calls, callers, limits), *dialects]
     return Gateway(app, table, in_hand, calls, callers, scraper)
+
+
+def _shaped(dialects: Sequence[Dialect], scope: Scope, found: Answer) -> Answer:
+    for dialect in dialects:
+        if dialect.matches(scope)[1]:
+            return dialect.shaped(found, scope["path"])
+    return found
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

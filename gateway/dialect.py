@@ -2,7 +2,7 @@
 
 Each operation names the RPC whose scope its caller needs, so that one table decides who may do
 what, and comes with its part of the OpenAPI document. What fails before the first byte is
-answered in the dialect's own shape.
+answered at the edge, in the dialect's own shape.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -156,29 +156,13 @@ class Dialect(BaseRoute):
                     }
         return Found.NONE, {}
 
+    def shaped(self, found: Answer, path: str) -> Answer:
+        """An error as the dialect has it."""
+        status, tree, more = self._error_shape(found, path)
+        return replace(found, http=status, body=tree, headers={**found.headers, **more})
+
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request; what fails before its first byte is answered as the dialect does."""
-        started = False
-
-        async def sending(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._serve(scope, receive, sending)
-        except Exception as error:
-            if started:
-                raise
-            found = answer(error, scope["gristmill.request_id"])
-            scope["gristmill.answer"] = found
-            status, tree, more = self._error_shape(found, scope["path"])
-            body = json.dumps(tree, ensure_ascii=False).encode()
-            fields = {"content-type": "application/json", "content-length": str(len(body))}
-            await send(start_of(status, {**fields, **found.headers, **more}))
-            await send({"type": "http.response.body", "body": body})
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request; what fails before its first byte gets its shape at the edge."""
         verbs: dict[str, Operation] = scope["gristmill.verbs"]
         operation = verbs.get(scope["method"])
         scope["gristmill.route"] = next(iter(verbs.values())).path

@@ -51,6 +51,17 @@ def described(
     return {**found, "description": about} if about else found
 
 
+def events(item: Json) -> Json:
+    """Server-Sent Events with JSON in their data."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": item}
+    return {"itemSchema": described({"data": data}, closed=False)}
+
+
+def lines(item: Json) -> Json:
+    """One JSON value a line."""
+    return {"itemSchema": item}
+
+
 def schema_of(kind: type[BaseModel]) -> Json:
     """The schema of a request that pydantic reads, whole: it refers to nothing outside."""
     found = kind.model_json_schema()

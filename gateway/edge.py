@@ -8,6 +8,7 @@ metrics, a log line. It knows no route. Plain ASGI: nothing stands between the s
 import asyncio
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ class EdgeParts:
     guard: Guard
     in_hand: InHand
     bounds: BodyBounds
+    shaped: Callable[[Scope, Answer], Answer]
+    """An error as the dialect has it whose path was asked for."""
     log_sample_every: int
 
 
@@ -132,6 +135,8 @@ class Edge:
     async def _fail(self, scope: Scope, error: Exception, sending: Sending) -> None:
         found = answer(error, scope["gristmill.request_id"])
         scope["gristmill.answer"] = found
+        if scope["type"] == "http":
+            found = self._parts.shaped(scope, found)
         if sending.status:
             # Too late for a status: the server must cut the connection, so that nobody takes
             # what was sent for the whole.

@@ -7,7 +7,7 @@ from typing import Any
 from gateway import comments, examples
 from gateway.contract import Method
 from gateway.dialect import Operation
-from gateway.operations import PARAMETERS, operation, order, path_of
+from gateway.operations import PARAMETERS, PATTERNS, operation, order, path_of
 from gateway.routing import RouteTable
 from gateway.schemas import Schemas
 from services.runtime.auth import SCOPES
@@ -98,7 +98,7 @@ def _spoken(one: Operation) -> Json:
             "name": name,
             "in": "path",
             "required": True,
-            "schema": {"type": "string", "pattern": "^[^/]+$"},
+            "schema": {"type": "string", "pattern": PATTERNS.get(name, "^[^/]+$")},
             "example": examples.SEGMENTS.get(name, name),
         }
         for name in names

@@ -8,6 +8,7 @@ from gateway import examples
 from gateway.comments import Comments, summary
 from gateway.contract import Method
 from gateway.descriptors import is_map, message_of
+from gateway.documented import events, lines
 from gateway.query import LEAVES
 from gateway.routing import Route
 from gateway.schemas import Schemas, needed
@@ -15,6 +16,13 @@ from services.runtime.auth import SCOPES
 
 Json = dict[str, Any]
 MAX_QUERY_DEPTH = 3
+# What the services take for a name, as far as a pattern can say it.
+PATTERNS = {
+    "model": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+    "name": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+    "version": "^[1-9][0-9]{0,8}$",
+    "alias": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+}
 PARAMETERS: Json = {
     "Timeout": {
         "name": "x-gristmill-timeout-ms",
@@ -25,8 +33,9 @@ PARAMETERS: Json = {
     "RequestId": {
         "name": "x-request-id",
         "in": "header",
-        "description": "An id for this request in every log. Absent: the gateway makes one.",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/-]{1,128}$"},
+        "description": "An id for this request in every log: 1 to 128 letters, digits and "
+        ". _ : / -. Absent, or anything else: the gateway makes one.",
+        "schema": {"type": "string"},
     },
 }
 
@@ -90,7 +99,7 @@ def _path_parameters(route: Route[Method]) -> list[Json]:
                     "name": name,
                     "in": "path",
                     "required": True,
-                    "schema": {"type": "string", "pattern": "^[^/:]+$"},
+                    "schema": {"type": "string", "pattern": PATTERNS.get(name, "^[^/:]+$")},
                     "example": examples.SEGMENTS.get(name, name),
                 }
             )
@@ -173,8 +182,10 @@ def _responses(schemas: Schemas, method: Method) -> Json:
     if not method.server_streaming:
         content: Json = {"application/json": {"schema": item}}
         return {"200": {"description": "OK", "content": content}, "default": error}
-    stream = {"schema": {"type": "string"}, "x-gristmill-item": item}
-    content = {"text/event-stream": stream, "application/x-ndjson": stream}
+    content = {
+        "text/event-stream": {**events(item), "x-gristmill-item": item},
+        "application/x-ndjson": {**lines(item), "x-gristmill-item": item},
+    }
     return {
         "200": {"description": "A stream; each message is one item.", "content": content},
         "default": error,

@@ -4,11 +4,13 @@ Knows bytes and time only: what is in the head is judged later, by the edge.
 """
 
 import asyncio
+import secrets
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
+from gateway.errors import RefusalError, answer
 from gateway.guard import MAX_HEADER_BYTES
 
 HEAD_TIMEOUT_S = 15.0
@@ -75,6 +77,22 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if not self._message_ended and not self.transport.is_closing():
             self._linger_timer = self.loop.call_later(LINGER_S, self._give_up)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP, or no end of a head, in the one shape of errors."""
+        found = answer(RefusalError(400, msg), secrets.token_hex(6))
+        body = found.encoded()
+        fields = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+            "cache-control": "no-store",
+            "x-content-type-options": "nosniff",
+            "x-request-id": str(found.body["error"]["requestId"]),
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self.transport.write(f"HTTP/1.1 400 Bad Request\r\n{head}\r\n".encode() + body)
+        self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Parse, and look at how much head has come without an end."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
 
-from gateway.documented import OBJECT, array, boolean, described, integer, schema_of, string
+from gateway.documented import OBJECT, array, boolean, described, events, integer, schema_of, string
 
 Json = dict[str, Any]
 TAG = "Open Inference Protocol"
@@ -68,7 +68,7 @@ GENERATED = described(
 )
 STATE = {"type": "object", "additionalProperties": boolean()}
 BYTES = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
-EVENTS = {"schema": {"type": "string"}}
+EVENTS = events({"anyOf": [GENERATED, described({"error": string()})]})
 
 
 def operation(
@@ -92,6 +92,12 @@ def operation(
             "default": {"description": "An error, as a text.", "content": refused},
         },
     }
+    if answer is STATE:
+        either = {"anyOf": [STATE, described({"error": string()})]}
+        built["responses"]["503"] = {
+            "description": "It is not.",
+            "content": {"application/json": {"schema": either}},
+        }
     if request is not None:
         body = {"schema": schema_of(request), "example": example or {}}
         built["requestBody"] = {

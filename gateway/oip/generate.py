@@ -33,7 +33,7 @@ class _Strict(BaseModel):
 class GenerateParameters(_Strict):
     """How to generate."""
 
-    max_tokens: StrictInt = Field(default=MAX_TOKENS, ge=1)
+    max_tokens: StrictInt = Field(default=MAX_TOKENS, ge=1, le=2**31 - 1)
     temperature: float | None = Field(default=None, strict=True)
     top_p: float | None = Field(default=None, strict=True)
     top_k: StrictInt | None = Field(default=None, ge=0)
@@ -97,8 +97,10 @@ async def generate_stream(exchange: Exchange) -> None:
 def message_of(asked: GenerateRequest, exchange: Exchange) -> pb.GenerateStreamRequest:
     """The request as a message of ours."""
     given = asked.parameters
-    params = sampling_params_pb2.SamplingParams(max_tokens=given.max_tokens, stop=given.stop)
+    params = sampling_params_pb2.SamplingParams()
     try:
+        params.max_tokens = given.max_tokens
+        params.stop.extend(given.stop)
         for name in ("temperature", "top_p", "top_k", "seed"):
             value = getattr(given, name)
             if value is not None:
@@ -106,9 +108,9 @@ def message_of(asked: GenerateRequest, exchange: Exchange) -> pb.GenerateStreamR
         model = model_pb2.ModelRef(model=exchange.variables["model"])
         if "version" in exchange.variables:
             model.version = int(exchange.variables["version"])
+        prompt = prompt_pb2.Prompt(text=prompt_pb2.TextPrompt(text=asked.text_input))
     except ValueError as error:
         raise InvalidRequest(f"a number is out of its range: {error}") from None
-    prompt = prompt_pb2.Prompt(text=prompt_pb2.TextPrompt(text=asked.text_input))
     return pb.GenerateStreamRequest(model=model, prompt=prompt, params=params)
 
 

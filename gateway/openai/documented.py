@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from gateway.documented import OBJECT, array, described, integer, nullable, schema_of, string
+from gateway.documented import (
+    OBJECT,
+    array,
+    described,
+    events,
+    integer,
+    nullable,
+    schema_of,
+    string,
+)
 from gateway.openai.requests import ChatRequest, CompletionRequest
 
 Json = dict[str, Any]
@@ -59,7 +68,7 @@ def _generating(name: str, summary: str, kind: str, request: Any, example: Json)
     body = {"application/json": {"schema": schema_of(request), "example": example}}
     answer = {
         "application/json": {"schema": _answer(kind)},
-        "text/event-stream": {"schema": {"type": "string"}},
+        "text/event-stream": events({}),
     }
     return _operation(name, summary, answer, requestBody={"required": True, "content": body})
 

@@ -39,7 +39,7 @@ class GenerateRequest(_Strict):
     """POST /generate."""
 
     prompt: Text
-    max_tokens: StrictInt = Field(default=256, ge=1)
+    max_tokens: StrictInt = Field(default=256, ge=1, le=2**31 - 1)
     temperature: Number = Field(default=0.7, ge=0)
     top_p: Number = Field(default=0.95, gt=0, le=1)
     top_k: StrictInt = Field(default=50, ge=0)

@@ -13,6 +13,8 @@ DEFAULT, MOST = 50, 1000
 
 def size(asked: int) -> int:
     """How many entries to show."""
+    if asked < 0:
+        raise InvalidRequest.field("page_size", "must be at least 0")
     return min(asked, MOST) if asked else DEFAULT
 
 

@@ -6,10 +6,10 @@ import pytest
 from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2
 
-from gateway.app import build, table_of
+from gateway.app import build, spoken, table_of
 from gateway.config import GatewayConfig
 from gateway.contract import MOUNTED, Mounted
-from gateway.openai.routes import OpenAi
+from gateway.dialect import Dialect
 from gateway.routing import Route, RouteTable
 from gateway.template import Template
 from gateway.transcode import Transcoder
@@ -98,17 +98,27 @@ def test_every_route_has_a_scope() -> None:
 
 async def test_no_two_routes_of_the_application_match_the_same_request() -> None:
     gateway = build(GatewayConfig(port=0))
-    seen = {one.key for one in gateway.table.routes}
+    contract = [one.key for one in gateway.table.routes]
+    seen = set(contract)
     for one in _flat(gateway.app.router.routes):
-        if isinstance(one, Transcoder | OpenAi):
+        if isinstance(one, Transcoder):
             continue
-        path: str = getattr(one, "path")  # noqa: B009  # a Starlette route, whichever kind
-        key = ("GET", tuple(path[1:].split("/")), "")
-        assert key not in seen
-        seen.add(key)
-    await gateway.calls.close()
+        asked = (
+            [(operation.verb, operation.path) for operation in one.operations]
+            if isinstance(one, Dialect)
+            else [("GET", getattr(one, "path"))]  # noqa: B009  # a Starlette route, of any kind
+        )
+        for verb, path in asked:
+            segments = tuple("*" if part[:1] == "{" else part for part in path[1:].split("/"))
+            assert (verb, segments, "") not in seen, path
+            seen.add((verb, segments, ""))
+    await gateway.close()
     # These belong to OpenAI and to the Open Inference Protocol.
-    assert not any(segments[0] in ("v1", "v2") for _, segments, _ in seen)
+    assert not any(segments[0] in ("v1", "v2") for _, segments, _ in contract)
+
+
+def test_every_operation_of_a_dialect_has_a_scope() -> None:
+    assert {one.method.path for one in spoken()} <= set(SCOPES)
 
 
 def _flat(routes: object) -> list[object]:
