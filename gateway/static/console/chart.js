@@ -35,9 +35,9 @@ export class Chart {
       this.area, ...this.paths, this.cross);
     this.when = h("span", {}, "now");
     this.since = h("span", {});
-    const plot = h("div", { class: plain ? "spark" : "plot" }, this.svg, plain ? null : this.top);
+    const plot = h("div", { class: plain ? "spark" : "plot" }, this.svg);
     this.element = plain ? plot : h("figure", { class: "chart" },
-      h("figcaption", {}, h("span", { class: "title" }, title),
+      h("figcaption", {}, h("span", { class: "title" }, title, this.top),
         h("span", { class: lines.length > 1 ? "legend" : "legend lone" }, lines.map((line, index) =>
           h("span", { class: `key key-${index + 1}` }, lines.length > 1 ? `${line.label} ` : "", this.values[index])))),
       plot, h("div", { class: "axis", "aria-hidden": "true" }, this.since, this.when));
@@ -62,7 +62,7 @@ export class Chart {
     this.since.textContent = span < 120 ? `${Math.round(span)} s ago` : `${Math.round(span / 60)} min ago`;
     const all = points.flatMap((point) => this.lines.map((line) => point[line.key])).filter(Number.isFinite);
     this.max = ceiling(Math.max(this.least, ...all));
-    this.top.textContent = this.format(this.max);
+    this.top.textContent = `to ${this.format(this.max)}`;
     this.lines.forEach((line, index) => this.paths[index].setAttribute("d", this.path(line.key)));
     this.area.setAttribute("d", this.path(this.lines[0].key, true));
     this.read();

@@ -24,6 +24,7 @@ const CHARTS = {
   ],
   registry: [REQUESTS, LATENCY, ERRORS],
 };
+const PORTS = { registry: 9151, classifier: 9152, generator: 9153 };
 const COLUMNS = ["Service", "Instances", "Requests", "Errors", "Rejected", "Queue", "Batch", "p50", "p90", "p99", "Tokens", "First token"];
 
 export class Charts {
@@ -74,8 +75,8 @@ export class Charts {
   remark(name, told) {
     if (!told) {
       if (!feed.latest) return [];
-      return [empty("No figures of it.", "Tell the gateway where it counts with the setting ", h("code", {}, `${name}_metrics`),
-        ", such as ", h("code", {}, `--${name}-metrics=http://127.0.0.1:9151/metrics`), ".")];
+      return [empty("There are no charts of it.", "Tell the gateway where it counts with the setting ", h("code", {}, `${name}_metrics`),
+        ": ", h("code", {}, `--${name}-metrics=http://127.0.0.1:${PORTS[name]}/metrics`))];
     }
     const away = told.instances - told.answered.length;
     if (!away) return [];

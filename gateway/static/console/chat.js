@@ -22,6 +22,7 @@ export class Chat {
     this.said = h("p", { class: "hidden", role: "status" });
     this.form = h("form", { class: "composer", onsubmit: (event) => this.submit(event) }, this.input, this.send, this.stop);
     this.input.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.stopping?.abort();
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
         this.form.requestSubmit();
@@ -33,8 +34,8 @@ export class Chat {
       h("div", { class: "pair" },
         h("label", { class: "field" }, h("span", {}, "Temperature"), this.temperature),
         h("label", { class: "field" }, h("span", {}, "Max tokens"), this.most)),
-      h("button", { class: "button", type: "button", onclick: () => this.begin() }, "New chat"));
-    const wide = matchMedia("(min-width: 901px)");
+      h("button", { class: "button", type: "button", onclick: () => this.begin(true) }, "New chat"));
+    const wide = matchMedia("(min-width: 1001px)");
     const fit = () => { this.options.open = wide.matches; };
     wide.addEventListener("change", fit);
     fit();
@@ -60,11 +61,11 @@ export class Chat {
   }
 
   /** Forgets the conversation. */
-  begin() {
+  begin(again = false) {
     this.stopping?.abort();
     this.turns = [];
-    this.log.replaceChildren(h("p", { class: "placeholder quiet" }, "Enter sends, Shift + Enter begins a line. Nothing is stored: closing the page forgets the conversation."));
-    this.input.focus({ preventScroll: true });
+    this.log.replaceChildren(h("p", { class: "placeholder quiet" }, "Enter sends, Shift + Enter begins a line, Escape stops. Nothing is stored: closing the page forgets the conversation."));
+    if (again) this.input.focus();
   }
 
   submit(event) {
@@ -136,9 +137,10 @@ export class Chat {
 
   busy(on) {
     if (!on) this.stopping = null;
+    // The focus must not vanish with the button that had it.
+    if (document.activeElement === (on ? this.send : this.stop)) this.input.focus();
     this.send.hidden = on;
     this.stop.hidden = !on;
-    if (!on && document.activeElement === document.body) this.input.focus({ preventScroll: true });
   }
 
   /** Whether the end of the conversation is seen. */

@@ -57,10 +57,10 @@ async function row(model, running) {
   return [
     h("div", {}, h("a", { class: "strong", href: `#models/${encodeURIComponent(id)}` }, id), h("div", { class: "quiet about" }, model.description)),
     word(model.task, "TASK_"),
-    model.latestVersion ? `version ${model.latestVersion}` : "none",
+    model.latestVersion ? String(model.latestVersion) : "none",
     aliases.aliases.length ? aliases.aliases.map((one) => chip(`${last(one.name)} → ${one.version}`)) : h("span", { class: "quiet" }, "none"),
     policy ? bar(policy.splits, true) : h("span", { class: "quiet" }, aliases.aliases.some((one) => last(one.name) === "live") ? "all to live" : "none"),
-    own.length ? own.map((one) => h("div", {}, state(word(one.state, "LOAD_STATE_")), h("span", { class: "quiet" }, ` ${one.version}`)))
+    own.length ? own.map((one) => h("div", { class: "nowrap" }, `${one.version} `, state(word(one.state, "LOAD_STATE_"))))
       : h("span", { class: "quiet" }, model.task === "TASK_DATASET" ? "not served" : "nowhere"),
   ];
 }

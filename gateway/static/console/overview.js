@@ -6,6 +6,7 @@ import { feed } from "./metrics.js";
 import { ago, chip, empty, failure, number, seconds, state, word } from "./parts.js";
 
 const HEALTH_MS = 5000;
+const MODELS_MS = 30000;
 const ABOUT = {
   gateway: "HTTP for browsers and curl",
   registry: "Models, versions, aliases, history",
@@ -66,7 +67,10 @@ export class Overview {
       for (const name of Object.keys(ABOUT)) this.cards[name].status.replaceChildren(state(name === "gateway" ? "unavailable" : "unknown"));
     }
     clearTimeout(this.timer);
-    if (this.seen) this.timer = setTimeout(() => this.health(), HEALTH_MS);
+    if (!this.seen) return;
+    this.timer = setTimeout(() => this.health(), HEALTH_MS);
+    // Not under the hands of somebody who is about to open one of them.
+    if (started - this.read > MODELS_MS && !this.served.contains(document.activeElement)) this.models();
   }
 
   tell({ status, upstreams }, took) {
@@ -75,7 +79,7 @@ export class Overview {
     for (const [name, text] of Object.entries(states)) this.cards[name].status.replaceChildren(state(text));
     const down = Object.keys(states).filter((name) => states[name] !== "serving");
     const title = !down.length ? "Everything serves" : `${down.map((name) => `The ${name}`).join(", ")} ${down.length > 1 ? "do" : "does"} not serve`;
-    const beneath = !down.length ? "The gateway and the three services behind it answer." : "Its log says why; the services follow by themselves once it is back.";
+    const beneath = !down.length ? "The gateway and the three services behind it answer." : "Its log says why; this page asks again every five seconds.";
     if (this.title.textContent !== title) this.title.textContent = title;
     if (this.beneath.textContent !== beneath) this.beneath.textContent = beneath;
     this.facts("gateway", [["Health check", seconds(took)]]);
@@ -99,10 +103,12 @@ export class Overview {
   }
 
   async models() {
+    this.read = performance.now();
     const [found, info] = await Promise.all([
       each(["classifier", "generator"], loaded),
-      call("/registry/v1/server").catch(() => null),
+      this.info ?? call("/registry/v1/server").catch(() => null),
     ]);
+    this.info = info;
     const models = found.filter(Array.isArray).flat();
     const failed = found.filter((one) => one instanceof Error);
     this.served.setAttribute("aria-busy", "false");

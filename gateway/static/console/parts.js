@@ -55,13 +55,16 @@ export const chip = (...content) => h("span", { class: "chip" }, ...content);
 
 /** What stands where there is nothing: a line, and what to do about it. */
 export const empty = (title, ...hint) =>
-  h("div", { class: "empty" }, h("p", {}, h("strong", {}, title)), h("p", { class: "quiet" }, ...hint));
+  h("div", { class: "empty" }, h("p", {}, h("strong", {}, title)), hint.length ? h("p", { class: "quiet" }, ...hint) : null);
 
 /** A failure, in place. */
-export const failure = (error) =>
-  h("div", { class: "failure", role: "alert" },
+export function failure(error) {
+  // The notice above says what to do about it.
+  if (error.status === 401) return empty("Nothing to see without a token.");
+  return h("div", { class: "failure", role: "alert" },
     h("p", {}, h("strong", {}, error.reason || "No answer"), " ", error.message),
     error.id ? h("p", { class: "quiet" }, "Request ", h("code", {}, error.id)) : null);
+}
 
 export function heading(title, ...more) {
   return h("div", { class: "heading" }, h("h1", {}, title), ...more);
