@@ -78,7 +78,7 @@ class Write:
         try:
             row = (await self.connection.execute(select(REGISTRY))).one()
         except BaseException as error:
-            await self._context.__aexit__(type(error), error, error.__traceback__)
+            await self._leave(error)
             raise
         self._revision = self._before = row.revision
         # Read with the lock in hand: revisions and times have the same order.
@@ -87,19 +87,22 @@ class Write:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         changed = error is None and not self._dry and self._revision > self._before
-        if changed:
-            try:
+        try:
+            if changed:
                 await self._count()
-            except BaseException as failed:
-                await self._context.__aexit__(type(failed), failed, failed.__traceback__)
-                raise
-        elif self._dry and error is None:
-            await self.connection.rollback()
-        await self._context.__aexit__(
-            type(error) if error else None, error, error.__traceback__ if error else None
-        )
+            elif self._dry and error is None:
+                await self.connection.rollback()
+        except BaseException as failed:
+            # Whatever ends it, a cancellation too: nobody can write until the context is left.
+            await self._leave(failed)
+            raise
+        await self._leave(error)
         if changed:
             self._changed(self._revision)
+
+    async def _leave(self, error: BaseException | None) -> None:
+        trace = error.__traceback__ if error else None
+        await self._context.__aexit__(type(error) if error else None, error, trace)
 
     async def _count(self) -> None:
         values = {"revision": self._revision, "commit_time": self.now}

@@ -1,9 +1,12 @@
 """What may be done with versions and aliases, and what may not."""
 
 import asyncio
+import gc
+import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.listing import Listing
 from services.registry.resources import ArtifactRecord, GateRecord
@@ -231,3 +234,35 @@ async def test_a_figure_that_is_no_number_does_not_take_the_listings_with_it(
         (record,) = (await parts.store.versions("m", Listing(9))).entries
         assert repr(record.metrics) == repr(figures)
         assert len(await parts.store.changes(0, 99)) == 5
+
+
+async def test_a_trial_that_is_given_up_keeps_nobody_from_writing(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await parts.model()
+    held = asyncio.Event()
+
+    async def never(connection: AsyncConnection) -> None:
+        held.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(AsyncConnection, "rollback", never)
+    # A context that nobody left is found by the garbage collector, whenever that comes.
+    found: list[object] = []
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(hooks.firstiter, found.append)
+    try:
+        create = parts.models.create_model(by(), "trial", "classification", "", {}, dry=True)
+        trial = asyncio.create_task(create)
+        await held.wait()
+        trial.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await trial
+        del trial, create
+        gc.collect()
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+    assert not found
+    monkeypatch.undo()
+    async with asyncio.timeout(10):
+        await parts.model("next")

@@ -20,6 +20,12 @@ def test_a_page_is_as_large_as_asked_up_to_a_thousand(asked: int, given: int) ->
     assert paging.size(asked) == given
 
 
+@pytest.mark.parametrize("size", [-1, -(2**31)])
+def test_no_page_is_smaller_than_nothing(size: int) -> None:
+    with pytest.raises(InvalidRequest, match="page_size"):
+        paging.size(size)
+
+
 @given(st.lists(st.text(min_size=1), unique=True), st.integers(1, 10))
 def test_pages_together_are_the_whole_list_in_order(keys: list[str], size: int) -> None:
     keys.sort()
