@@ -53,7 +53,7 @@ OWN = {
     "registry": {"services.registry", "sqlalchemy"},
     "classifier": {"services.classifier", "onnxruntime", "tokenizers", "redis"},
     "generator": {"services.generator", "openvino_genai", "tokenizers"},
-    "gateway": {"gateway", "fastapi"},
+    "gateway": {"gateway", "fastapi", "redis"},
     "worker": {
         *("services.registry", "sqlalchemy", "onnxruntime", "tokenizers", "openvino_genai", "onnx"),
     },

@@ -15,7 +15,13 @@ from tests.e2e.processes import ROOT, Suite, alive, environment, free_ports, rea
 
 README = ROOT / "README.md"
 MARKED = re.compile(r"^<!-- test -->\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-EXAMPLES = MARKED.findall(README.read_text(encoding="utf-8")) if README.exists() else []
+PAGES = (README, ROOT / "docs" / "gateway.md")
+EXAMPLES = [
+    found
+    for page in PAGES
+    if page.exists()
+    for found in MARKED.findall(page.read_text(encoding="utf-8"))
+]
 
 
 class TestStopped:
@@ -67,7 +73,7 @@ class TestAgain:
     @pytest.mark.parametrize(
         ("language", "code"), EXAMPLES, ids=[code.split("\n")[0][:40] for _, code in EXAMPLES]
     )
-    def test_an_example_of_the_readme_works_as_it_stands(
+    def test_an_example_of_the_documents_works_as_it_stands(
         self, again: Suite, language: str, code: str
     ) -> None:
         if "grpcurl" in code:
@@ -79,7 +85,7 @@ class TestAgain:
         assert '"error"' not in printed
 
     def test_the_readme_has_examples_to_test(self) -> None:
-        assert README.exists()
+        assert all(page.exists() for page in PAGES)
         assert {language for language, _ in EXAMPLES} >= {"sh", "python"}
 
     def test_a_second_suite_on_the_same_ports_says_so_and_leaves_the_first_alone(
