@@ -5,7 +5,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from gateway import descriptors, jsontree, query, shape
+from gateway import descriptors, jsontree, plain, query, shape
 from gateway.contract import Method
 from gateway.routing import Route
 from services.runtime.errors import InvalidRequest
@@ -34,7 +34,8 @@ def _read_body(message: Message, field: str, body: bytes, max_depth: int) -> Non
         return
     tree: Any = jsontree.parse(body, max_depth) if body.strip() else {}
     if field == "*":
-        shape.fill(message, tree)
+        if not plain.read(message, tree):
+            shape.fill(message, tree)
     else:
         shape.fill(message, {field: tree})
 

@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import Message
 from starlette.types import Receive, Scope, Send
 
-from gateway import jsontree, shape, wire
+from gateway import jsontree, plain, shape, wire
 from gateway.bodies import BodyBudget
 from gateway.calls import OpenCall
 from gateway.errors import Answer, ClientGoneError, answer
@@ -123,7 +123,9 @@ class Socket:
 
     def _parsed(self, body: bytes) -> Message:
         message = self._request()
-        shape.fill(message, jsontree.parse(body, self._max_json_depth))
+        tree = jsontree.parse(body, self._max_json_depth)
+        if not plain.read(message, tree):
+            shape.fill(message, tree)
         return message
 
     async def _end(self) -> None:
