@@ -27,7 +27,6 @@ from gateway.ratelimit import limiter
 from gateway.routing import RouteTable
 from gateway.scrape import Scraper
 from gateway.simple import operations as simple
-from gateway.simple import routes as simple_routes
 from gateway.transcode import Limits, Transcoder
 from gateway.upstream import connect
 from services.runtime.auth import Authenticator, TokenFile
@@ -37,7 +36,7 @@ from services.runtime.tracing import Tracing
 DIALECTS: tuple[tuple[Sequence[Operation], ErrorShape], ...] = (
     (openai.OPERATIONS, openai.error_shape),
     (oip.OPERATIONS, oip_routes.error_shape),
-    (simple.OPERATIONS, simple_routes.error_shape),
+    (simple.OPERATIONS, simple.error_shape),
 )
 """What is spoken besides the contract."""
 

@@ -14,7 +14,8 @@ from gateway.documented import (
     schema_of,
     string,
 )
-from gateway.simple import routes
+from gateway.errors import Answer
+from gateway.simple import generate, models, predict
 from gateway.simple.requests import GenerateRequest, InputsRequest, TextRequest, TextsRequest
 
 Json = dict[str, Any]
@@ -113,32 +114,37 @@ _UNHEALTHY["responses"]["503"] = {
 _UNHEALTHY["security"] = []
 
 OPERATIONS = (
-    Operation("POST", "/predict", routes.CLASSIFY, routes.predict, _PREDICT),
-    Operation("POST", "/generate", routes.GENERATE, routes.generate, _GENERATE),
+    Operation("POST", "/predict", predict.CLASSIFY, predict.predict, _PREDICT),
+    Operation("POST", "/generate", generate.GENERATE, generate.generate, _GENERATE),
     Operation(
         "GET",
         "/models",
-        routes.LIST["classifier"],
-        routes.models,
+        models.LIST["classifier"],
+        models.models,
         _operation("Models", "Lists the models of both services", array(_MODEL)),
     ),
     Operation(
         "POST",
         "/models/{name}/load",
-        routes.LOAD["classifier"],
-        routes.load,
+        models.LOAD["classifier"],
+        models.load,
         _operation("Load", "Loads a registered model, waiting until it serves", _MODEL),
     ),
     Operation(
         "DELETE",
         "/models/{name}",
-        routes.UNLOAD["classifier"],
-        routes.unload,
+        models.UNLOAD["classifier"],
+        models.unload,
         _operation(
             "Unload",
             "Unloads a model until the next load or start; it stays in the registry",
             described({"name": string(), "loaded": {"const": False}}),
         ),
     ),
-    Operation("GET", "/health", routes.HEALTH["classifier"], routes.health, _UNHEALTHY),
+    Operation("GET", "/health", models.HEALTH["classifier"], models.health, _UNHEALTHY),
 )
+
+
+def error_shape(found: Answer, path: str) -> tuple[int, Json, dict[str, str]]:
+    """Our own error, with the text where clients of such servers look for it."""
+    return found.http, {"detail": found.body["error"]["message"], **found.body}, {}
