@@ -74,10 +74,10 @@ def spoken() -> list[Operation]:
     return [one for operations, _ in DIALECTS for one in operations]
 
 
-def build(config: GatewayConfig) -> Gateway:
+def build(config: GatewayConfig, mounted: Sequence[Mounted] = contract.MOUNTED) -> Gateway:
     """The gateway of a configuration; ValueError says what is wrong with it."""
     tokens = TokenFile.read(config.token_file) if config.token_file else None
-    table = table_of()
+    table = table_of(mounted)
     calls = Calls(
         connect(config), Tracing("gateway", config.otlp_endpoint, config.trace_sample_ratio)
     )

@@ -10,13 +10,15 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
 
+from gateway import contract
 from gateway.app import build
 from gateway.config import GatewayConfig
+from gateway.contract import Mounted
 from gateway.protocol import BoundedProtocol, BoundedSocket
 from services.runtime import logs, metrics
 from services.runtime.server import VERSION
@@ -36,9 +38,11 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """One listening gateway. Built inside a running loop, which its channels belong to."""
 
-    def __init__(self, config: GatewayConfig) -> None:
+    def __init__(
+        self, config: GatewayConfig, mounted: Sequence[Mounted] = contract.MOUNTED
+    ) -> None:
         self.config = config
-        self.gateway = build(config)
+        self.gateway = build(config, mounted)
         self.port = 0
         self._log = logs.get_logger()
         self._uvicorn = _Uvicorn(

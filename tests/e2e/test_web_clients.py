@@ -139,6 +139,24 @@ class TestSimpleRoutes:
         assert found["detail"] == found["error"]["message"] == "send texts, or text, or inputs"
 
 
+class TestOperations:
+    """Long work over HTTP: what it is about and what came of it are typed."""
+
+    def test_an_operation_says_of_what_kind_its_parts_are(self, suite: Suite) -> None:
+        listed = json.loads(curl(suite, "/registry/v1/operations"))["operations"]
+        assert listed, "pushing a model is such work"
+        for one in listed:
+            assert one["done"], one
+            metadata, response = one["metadata"], one["response"]
+            kind = "type.googleapis.com/gristmill.registry.v1."
+            assert metadata["@type"] == f"{kind}OperationMetadata"
+            assert metadata["subject"].startswith("models/")
+            assert response["@type"].startswith(kind)
+            assert len(response) > 1, "the fields of the type are there too"
+            same = json.loads(curl(suite, f"/registry/v1/{one['name']}"))
+            assert same == one
+
+
 class TestWebSockets:
     """A client of WebSockets against the real models."""
 
