@@ -10,6 +10,10 @@ from gateway.errors import ClientGoneError, RefusalError
 from services.runtime.errors import MessageTooLarge, Overloaded
 
 ENCODINGS = ("gzip", "deflate")
+PIECE_BYTES = 256 * 1024
+"""What is inflated at a time."""
+MOST_RATIO, ANY_RATIO_BYTES = 100, 2**20
+"""What a body may inflate to, in times of itself, once it is larger than so much."""
 
 
 class BodyBudget:
@@ -45,6 +49,8 @@ class BoundedReceive:
         self._budget = bounds.budget
         self._taken = 0
         self._held = 0
+        self._inflated_bytes = 0
+        self._pending = self._more = False
         declared = headers.get("content-length", "")
         self.refused = declared.isdigit() and int(declared[:19]) > self._limit_bytes
         # 32 takes either header, that of gzip and that of zlib.
@@ -58,6 +64,8 @@ class BoundedReceive:
 
     async def __call__(self) -> Message:
         """The next message, unless the body has grown past its limit."""
+        if self._pending and self._inflater is not None:
+            return self._inflated(self._inflater, self._inflater.unconsumed_tail)
         message = await self._receive()
         if self._scope.get("gristmill.too_many_chunks"):
             raise MessageTooLarge("the body comes in too many chunks")
@@ -65,9 +73,8 @@ class BoundedReceive:
         if body:
             self._take(len(body))
         if self._inflater is not None and message["type"] == "http.request":
-            message["body"] = self._inflated(
-                self._inflater, body, last=not message.get("more_body", False)
-            )
+            self._more = message.get("more_body", False)
+            return self._inflated(self._inflater, body)
         return message
 
     def _take(self, size: int) -> None:
@@ -77,19 +84,26 @@ class BoundedReceive:
         self._budget.take(size)
         self._held += size
 
-    def _inflated(self, inflater: "zlib._Decompress", body: bytes, *, last: bool) -> bytes:
-        room = self._limit_bytes - self._taken
+    def _inflated(self, inflater: "zlib._Decompress", body: bytes) -> Message:
+        """A piece of what a part of the body inflates to; the rest of it is the next message."""
         try:
-            found = inflater.decompress(body, room + 1)
+            found = inflater.decompress(body, PIECE_BYTES)
         except zlib.error:
-            raise RefusalError(400, "the body is not what its Content-Encoding says") from None
-        if len(found) > room:
+            raise self._not_encoded() from None
+        self._inflated_bytes += len(found)
+        sent = self._taken + len(found) - self._inflated_bytes
+        if self._inflated_bytes > max(ANY_RATIO_BYTES, MOST_RATIO * sent):
             raise self._too_large()
-        if found:
-            self._take(len(found))
-        if (last and self._taken and not inflater.eof) or inflater.unused_data:
-            raise RefusalError(400, "the body is not what its Content-Encoding says")
-        return found
+        self._take(len(found))
+        self._pending = bool(inflater.unconsumed_tail) or len(found) == PIECE_BYTES
+        more = self._more or self._pending
+        if inflater.unused_data or not (more or inflater.eof or not self._taken):
+            raise self._not_encoded()
+        return {"type": "http.request", "body": found, "more_body": more}
+
+    @staticmethod
+    def _not_encoded() -> RefusalError:
+        return RefusalError(400, "the body is not what its Content-Encoding says")
 
     def release(self) -> None:
         """The request is over: its bytes are held no more."""

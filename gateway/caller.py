@@ -58,7 +58,7 @@ class Delegation:
         """The credentials to send upstream for a caller."""
         if not self.token:
             passed = ((key, headers.get(key, "")) for key in ("authorization", IDENTITY, SCOPES))
-            return tuple((key, value) for key, value in passed if value)
+            return tuple((key, _carried(key, value)) for key, value in passed if value)
         scopes = ",".join(sorted((identity.scopes & ALL_SCOPES) - {"delegate"}))
         return (
             ("authorization", f"Bearer {self.token}"),
@@ -146,7 +146,10 @@ def passed_on(headers: Mapping[str, str]) -> Metadata:
         if not _KEY.fullmatch(key) or key.startswith(_RESERVED) or key.endswith("-bin"):
             raise InvalidRequest.field(header, "this metadata key cannot be set")
         found.append((key, value))
-    for key, value in found:
-        if not (value.isascii() and value.isprintable()):
-            raise InvalidRequest.field(key, "has characters that metadata cannot carry")
-    return tuple(found)
+    return tuple((key, _carried(key, value)) for key, value in found)
+
+
+def _carried(key: str, value: str) -> str:
+    if not (value.isascii() and value.isprintable()):
+        raise InvalidRequest.field(key, "has characters that metadata cannot carry")
+    return value

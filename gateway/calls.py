@@ -26,13 +26,22 @@ from gateway.contract import Method
 from gateway.errors import CallFailedError, ClientGoneError
 from gateway.upstream import Address, Upstream, failure
 from services.runtime import metrics
-from services.runtime.errors import DRAINING, MODEL_NOT_READY, Draining, UpstreamUnavailable
+from services.runtime.errors import (
+    DRAINING,
+    MODEL_NOT_READY,
+    DeadlineExpired,
+    Draining,
+    UpstreamUnavailable,
+)
 from services.runtime.tracing import Tracing
 
 MOST_TRIES = 3
 RETRY_PAUSE_S = (0.05, 0.15)
 """Before the same address is tried again; another one is tried at once."""
 REFUSED = (DRAINING, MODEL_NOT_READY)
+"""Said before anything was done: another process may do it."""
+MOST_REST_S = 5.0
+"""How long a process that has refused is left to others at most."""
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -40,12 +49,19 @@ class OpenCall:
     """One call, tried again where that does no harm, and why it was cancelled where it was."""
 
     def __init__(
-        self, upstream: Upstream, method: Method, begin: Callable[[Any], Any], until: float
+        self,
+        upstream: Upstream,
+        method: Method,
+        begin: Callable[[Any], Any],
+        until: float,
+        *,
+        repeatable: bool,
     ) -> None:
         self._upstream = upstream
         self._method = method
         self._begin = begin
         self._until = until
+        self._repeatable = repeatable
         self._tried: list[Address] = []
         self._answered = False
         self._call: Any = None
@@ -106,33 +122,41 @@ class OpenCall:
             self._try()
 
     def _note(self, error: CallFailedError) -> None:
-        breaker = self._tried[-1].breaker
-        if error.reached:
-            breaker.succeeded()
-        else:
-            breaker.failed(time.monotonic())
-        if errors.is_unavailable(error):
+        address, now = self._tried[-1], time.monotonic()
+        if not error.reached:
+            address.breaker.failed(now)
+            self._upstream.budget.failed()
+            return
+        address.breaker.succeeded()
+        if errors.reason_of(error.status) in REFUSED:
+            # It costs a process nothing to refuse; so that takes nothing from the budget.
+            hint_s = errors.retry_delay_s(error.status)
+            address.resting_until = now + min(MOST_REST_S, hint_s or 0.0)
+        elif errors.is_unavailable(error):
             self._upstream.budget.failed()
 
     def _may_try_again(self, error: CallFailedError) -> bool:
         """Whether another try does no harm, and may help."""
         if not errors.is_unavailable(error) or self._method.client_streaming:
             return False
-        if len(self._tried) >= MOST_TRIES or not self._upstream.budget.allows():
+        if len(self._tried) >= MOST_TRIES or time.monotonic() + RETRY_PAUSE_S[1] >= self._until:
             return False
-        if time.monotonic() + RETRY_PAUSE_S[1] >= self._until:
+        if errors.reason_of(error.status) in REFUSED:
+            # Before anything was done; the same process would refuse it again.
+            return len(self._tried) < len(self._upstream.addresses)
+        if error.reached or not self._upstream.budget.allows():
             return False
-        if error.reached:
-            # Refused before anything was done; the same process would refuse it again.
-            elsewhere = len(self._tried) < len(self._upstream.addresses)
-            return elsewhere and errors.reason_of(error.status) in REFUSED
-        return self._method.repeatable
+        return self._repeatable
 
     async def _await(self, pending: Awaitable[Any]) -> Any:
         try:
             return await pending
         except grpc.aio.AioRpcError as error:
-            raise failure(error) from None
+            failed = failure(error)
+            if time.monotonic() >= self._until and not failed.explained:
+                # Whatever a call fails of then, a message that could not be sent, say.
+                raise DeadlineExpired("the deadline passed") from None
+            raise failed from None
         except asyncio.CancelledError:
             # Cancelled by ourselves, not this task: then there is a reason.
             if self._why is not None:
@@ -163,12 +187,16 @@ class Calls:
             span = self._tracing.start(method.path, dict(metadata))
             metadata = _traced(metadata, span)
         given = () if request is None else (request,)
+        repeatable = method.repeatable
+        if method.by_request_id and request is not None:
+            repeatable = repeatable and bool(getattr(request, "request_id"))  # noqa: B009  # of some
 
         def begin(callable_: Any) -> Any:
             return callable_(*given, timeout=until - time.monotonic(), metadata=metadata)
 
         try:
-            call = OpenCall(self.upstreams[method.upstream], method, begin, until)
+            upstream = self.upstreams[method.upstream]
+            call = OpenCall(upstream, method, begin, until, repeatable=repeatable)
         except UpstreamUnavailable as error:
             self._tracing.end(span, errors.answer(error, "").status)
             raise

@@ -37,6 +37,8 @@ class Method:
     server_streaming: bool = False
     repeatable: bool = False
     """The contract says that doing it twice is no different from once."""
+    by_request_id: bool = False
+    """That is so only where the request has a request_id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ def routes(mounted: Mounted) -> Iterator[Route[Method]]:
             descriptor.client_streaming,
             descriptor.server_streaming,
             descriptor.GetOptions().idempotency_level in _REPEATABLE,
+            "request_id" in descriptor.input_type.fields_by_name,
         )
         for binding in (rule, *rule.additional_bindings):
             yield _route(method, binding)

@@ -104,6 +104,8 @@ class Edge:
             await self._fail(scope, error, sending)
         finally:
             self._finish(scope, sending.status, time.monotonic() - started, failed)
+            # Its traceback has this frame, and below it all that was read of the body.
+            failed = None
 
     async def _admit(
         self, scope: Scope, headers: Headers, receive: Receive, sending: Sending

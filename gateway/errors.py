@@ -98,11 +98,15 @@ class ClientGoneError(Exception):
 class CallFailedError(Exception):
     """The service behind the gateway answered with a status other than OK."""
 
-    def __init__(self, status: status_pb2.Status, *, reached: bool = True) -> None:
+    def __init__(
+        self, status: status_pb2.Status, *, reached: bool = True, explained: bool = True
+    ) -> None:
         super().__init__(status.message)
         self.status = status
         self.reached = reached
         """Whether the service itself has answered, and not only the way to it failed."""
+        self.explained = explained
+        """Whether the service has said why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +148,7 @@ def from_status(
     reason = reason_of(status)
     code = http or HTTP_BY_REASON.get(reason) or HTTP[name]
     extra = dict(headers or {})
-    retry_s = _retry_delay_s(status)
+    retry_s = retry_delay_s(status)
     if code == 503 and retry_s is None:
         retry_s = DEFAULT_RETRY_S
     if retry_s is not None and code in (429, 503):
@@ -208,7 +212,8 @@ def _name(code: int) -> str:
     return code_pb2.Code.Name(code) if code in code_pb2.Code.values() else "UNKNOWN"
 
 
-def _retry_delay_s(status: status_pb2.Status) -> float | None:
+def retry_delay_s(status: status_pb2.Status) -> float | None:
+    """When to try again, where a status says it."""
     info = error_details_pb2.RetryInfo()
     for detail in status.details:
         if detail.Unpack(info):

@@ -89,7 +89,7 @@ class Guard:
                 "vary": "origin",
             }
         # Behind a proxy that ends TLS the scheme seen here differs; name and port do not.
-        if len(given) == 1 and urlsplit(origin).netloc.lower() == headers["host"].lower():
+        if len(given) == 1 and _site(origin) == headers["host"].lower():
             return {}
         raise RefusalError(403, "the origin may not call this server; see allowed_origins")
 
@@ -110,8 +110,19 @@ def guard(
 def host_name(host: str) -> str:
     """The name in a Host header, without its port."""
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        name, _, port = host[1:].partition("]")
+        return name if not port or port.startswith(":") else host
     return host.partition(":")[0].lower()
+
+
+def _site(origin: str) -> str | None:
+    """The name and port in an Origin; None where it is none of a page."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return None
+    whole = parts.scheme in ("http", "https") and origin == f"{parts.scheme}://{parts.netloc}"
+    return parts.netloc.lower() if whole and parts.netloc else None
 
 
 def _is_local(name: str) -> bool:

@@ -6,9 +6,11 @@ Knows bytes and time only: what is in the head is judged later, by the edge.
 import asyncio
 import secrets
 
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
+from websockets.http11 import Request
 
 from gateway.errors import RefusalError, answer
 from gateway.guard import MAX_HEADER_BYTES
@@ -60,7 +62,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_chunk_header(self) -> None:
         """A chunk of the body begins; the edge refuses what has too many of them."""
         self._chunks += 1
-        if self._chunks > MAX_PARTS:
+        # The end of a body is an empty chunk.
+        if self._chunks > MAX_PARTS + 1:
             self.scope["gristmill.too_many_chunks"] = True  # type: ignore[typeddict-unknown-key]  # ours
             self.cycle.message_event.set()
 
@@ -75,7 +78,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Answered: what still comes of a request that is refused comes for a short time only."""
         super().on_response_complete()
-        if not self._message_ended and not self.transport.is_closing():
+        # Another request may have begun before this answer: that one was not refused.
+        refused = not (self._message_ended or self._in_head) and self.cycle.response_complete
+        if refused and not self.transport.is_closing():
             self._linger_timer = self.loop.call_later(LINGER_S, self._give_up)
 
     def send_400_response(self, msg: str) -> None:
@@ -118,7 +123,46 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class BoundedSocket(WebSocketsSansIOProtocol):
-    """Cuts a WebSocket whose message comes in too many frames."""
+    """Cuts a WebSocket whose message comes in too many frames, and tells when its client is gone.
+
+    While the application takes no message nothing is read, so that it would not learn of it.
+    """
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self.gone = asyncio.Event()
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell."""
+        self.gone.set()
+        super().connection_lost(exc)
+
+    def handle_connect(self, event: Request) -> None:
+        """The handshake: the application gets to know of the end with it."""
+        super().handle_connect(event)
+        if not self.handshake_complete:
+            self.scope["gristmill.gone"] = self.gone  # type: ignore[typeddict-unknown-key]  # ours
+
+    def keepalive_timeout(self) -> None:
+        """No pong has come: where nothing was read it may lie behind what was not."""
+        if not self.read_paused:
+            super().keepalive_timeout()
+            return
+        self.pong_timer = None
+        self.pending_ping_payload = None
+        self.schedule_ping()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send; an answer instead of a handshake is a handshake done, too."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True
+
+    def on_task_complete(self, task: "asyncio.Task[None]") -> None:
+        """The application is done: what its client does not read is not kept for ever."""
+        super().on_task_complete(task)
+        self.loop.call_later(LINGER_S + self.close_timeout, self.transport.abort)
 
     def handle_cont(self, event: Frame) -> None:
         """One more frame of a message."""

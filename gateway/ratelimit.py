@@ -64,7 +64,7 @@ class InMemory:
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
         self._rate = rate
-        self._burst = burst
+        self._burst = max(1.0, burst)
         self._clock = clock
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
@@ -98,7 +98,7 @@ class InRedis:
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s
         )
         self._script: Any = self._client.register_script(SCRIPT)
-        self._arguments = [rate, burst]
+        self._arguments = [rate, max(1.0, burst)]
         self._own = InMemory(rate, burst, clock)
         self._clock = clock
         self._away_until = 0.0
@@ -125,7 +125,7 @@ def limiter(rate: float, burst: float, url: str, timeout_s: float) -> Limiter:
     """The limiter of a configuration."""
     if not rate:
         return Unlimited()
-    burst = burst or max(1.0, rate)
+    burst = burst or rate
     if not url:
         return InMemory(rate, burst, time.monotonic)
     return InRedis(url, timeout_s, rate, burst, time.monotonic)

@@ -25,6 +25,8 @@ from services.runtime.server import VERSION
 
 # After the drain only the last bytes are left to send; then connections are cut.
 CLOSE_GRACE_S = 1
+UNREAD_MS = 120_000
+"""How long a client may leave unread what was sent to it."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -53,6 +55,7 @@ class HttpServer:
                 ws=BoundedSocket,
                 ws_max_size=config.max_body_bytes,
                 ws_ping_interval=config.ping_interval_s,
+                ws_ping_timeout=config.ping_interval_s,
                 # What inflates can inflate to anything.
                 ws_per_message_deflate=False,
                 lifespan="off",
@@ -113,6 +116,9 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Inherited by connections: one whose client reads nothing at all does not stay.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
         listener.bind((host.strip("[]"), port))
         listener.listen(2048)
     except OSError as error:

@@ -9,27 +9,32 @@ before the handshake is an HTTP status.
 import asyncio
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 
 import grpc
 from google.protobuf.message import Message
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from gateway import jsontree, plain, shape, wire
 from gateway.bodies import BodyBudget
 from gateway.calls import OpenCall
 from gateway.errors import Answer, ClientGoneError, answer
-from services.runtime.errors import DRAINING, Draining, InvalidRequest
+from services.runtime.errors import DRAINING, DeadlineExpired, Draining, InvalidRequest
 
 PROTOCOL = "gristmill.v1"
 BEARER = "gristmill.bearer."
 """Before the token, in base64url without padding: scripts in a browser can set no header."""
 MAX_REASON_BYTES = 120
+REFUSE_S = 2.0
+"""Time to say why it ends."""
 
 
-def offered(headers: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
+def offered(headers: Headers) -> tuple[str | None, dict[str, str]]:
     """The protocol to take, and the headers with the token that stands among the protocols."""
-    asked = [one.strip() for one in headers.get("sec-websocket-protocol", "").split(",")]
+    lines = ",".join(headers.getlist("sec-websocket-protocol"))
+    asked = [one.strip() for one in lines.split(",")]
     found = dict(headers)
     for one in asked:
         if one.startswith(BEARER) and "authorization" not in found:
@@ -55,7 +60,9 @@ class Socket:
         receive: Receive,
         send: Send,
         max_json_depth: int,
+        timeout_s: float,
     ) -> None:
+        self._timeout_s = timeout_s
         self._call = call
         self._request = request
         self._scope = scope
@@ -69,18 +76,30 @@ class Socket:
 
     async def serve(self) -> None:
         """Carry messages both ways until either side ends."""
-        reading = asyncio.create_task(self._read_all())
+        gone: asyncio.Event = self._scope["gristmill.gone"]
+        tasks = [asyncio.create_task(self._read_all()), asyncio.create_task(self._watch(gone))]
         try:
-            while (message := await self._call.read()) is not grpc.aio.EOF:
-                text = (await wire.encoded(message)).decode()
-                await self._send({"type": "websocket.send", "text": text})
-            await self._finish()
-        except ClientGoneError as error:
-            self._failed(error)
+            async with asyncio.timeout(self._timeout_s):
+                await self._write_all()
+        except TimeoutError:
+            await self._refuse(self._failed(DeadlineExpired("the deadline passed")))
+        except (ClientGoneError, OSError):
+            self._failed(ClientGoneError())
         except Exception as error:
             await self._refuse(self._failed(error))
         finally:
-            reading.cancel()
+            for task in tasks:
+                task.cancel()
+
+    async def _write_all(self) -> None:
+        while (message := await self._call.read()) is not grpc.aio.EOF:
+            text = (await wire.encoded(message)).decode()
+            await self._send({"type": "websocket.send", "text": text})
+        await self._finish()
+
+    async def _watch(self, gone: asyncio.Event) -> None:
+        await gone.wait()
+        self._call.cancel(ClientGoneError())
 
     async def _finish(self) -> None:
         if self._draining is None:
@@ -141,9 +160,12 @@ class Socket:
         return found
 
     async def _refuse(self, found: Answer) -> None:
-        await self._send({"type": "websocket.send", "text": found.encoded().decode()})
         code = 1012 if found.reason == DRAINING else 4000 + found.http
-        await self._close(code, found.reason)
+        # One who reads nothing does not read why it ends either.
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(REFUSE_S):
+                await self._send({"type": "websocket.send", "text": found.encoded().decode()})
+                await self._close(code, found.reason)
 
     async def _close(self, code: int, reason: str) -> None:
         said = reason[:MAX_REASON_BYTES]

@@ -117,8 +117,10 @@ class Transcoder(BaseRoute):
         timeout_s = caller.timeout_s(headers, self._limits.default_stream_timeout_s)
         await exchange.receive()
         call = self._calls.start(method, None, metadata, timeout_s)
-        depth = self._limits.max_json_depth
-        socket = sockets.Socket(call, method.request, scope, exchange.receive, send, depth)
+        depth, backstop_s = self._limits.max_json_depth, timeout_s + BACKSTOP_S
+        socket = sockets.Socket(
+            *(call, method.request, scope, exchange.receive, send, depth, backstop_s)
+        )
         async with self._calls.held(call, socket.drain):
             await send({"type": "websocket.accept", "subprotocol": protocol, "headers": []})
             await socket.serve()

@@ -6,7 +6,6 @@ those that are not known to be down; one that answers nothing is left alone for 
 """
 
 import asyncio
-import itertools
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,9 @@ class Address:
         self._calls: dict[str, Any] = {}
         self.breaker = Breaker()
         self.health = ""
-        """The status that it last said of itself; "" where it has said none."""
+        """The status that it last said of itself; "" where it has said none yet."""
+        self.resting_until = 0.0
+        """It has refused what another may take: until then others come first."""
         self._watching: asyncio.Task[None] | None = None
 
     def call(self, method: Method) -> Any:
@@ -73,6 +74,7 @@ class Address:
                     self.health = _status(response)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    self.health = "SERVING"
                     return
             self.health = ""
             await asyncio.sleep(WATCH_AGAIN_S)
@@ -104,7 +106,7 @@ class Upstream:
         self.name = name
         self.addresses = tuple(Address(channel) for channel in channels)
         self.budget = RetryBudget()
-        self._turn = itertools.count()
+        self._turn = 0
         if len(self.addresses) > 1:
             for address in self.addresses:
                 address.watch()
@@ -118,9 +120,13 @@ class Upstream:
             raise UpstreamUnavailable(
                 f"the {self.name} behind this gateway does not answer", retry_after_s=until - now
             )
-        best = min(_rank(one, tried) for one in open_)
-        candidates = [one for one in open_ if _rank(one, tried) == best]
-        found = candidates[next(self._turn) % len(candidates)]
+        ranks = [_rank(one, tried, now) for one in open_]
+        best = min(ranks)
+        candidates = [one for one, rank in zip(open_, ranks, strict=True) if rank == best]
+        if not tried:
+            # A second try takes no turn: else one that always refuses would get every first one.
+            self._turn += 1
+        found = candidates[self._turn % len(candidates)]
         found.breaker.begin(now)
         return found
 
@@ -134,9 +140,13 @@ class Upstream:
         await asyncio.gather(*(address.close() for address in self.addresses))
 
 
-def _rank(address: Address, tried: Collection[Address]) -> tuple[bool, bool, bool]:
-    """What is preferred comes first: untried, connected, serving."""
-    return address in tried, not address.is_up, address.health not in ("", "SERVING")
+_HEALTHS = {"SERVING": 0, "": 1}
+
+
+def _rank(address: Address, tried: Collection[Address], now: float) -> tuple[bool, bool, int, bool]:
+    """What is preferred comes first: untried, connected, serving, not resting."""
+    health = _HEALTHS.get(address.health, 2)
+    return address in tried, not address.is_up, health, now < address.resting_until
 
 
 def _status(response: Any) -> str:
@@ -188,4 +198,5 @@ def failure(error: grpc.aio.AioRpcError) -> CallFailedError:
     details = trailing.get(STATUS_DETAILS)
     own = isinstance(details, bytes)
     status = of_call(error.code().name, error.details() or "", details if own else None)
-    return CallFailedError(status, reached=own or error.code() is not grpc.StatusCode.UNAVAILABLE)
+    reached = own or error.code() is not grpc.StatusCode.UNAVAILABLE
+    return CallFailedError(status, reached=reached, explained=own)

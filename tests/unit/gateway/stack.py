@@ -70,6 +70,7 @@ class Stack:
 async def stack(
     unary: harness.Behaviour | None = None,
     stream: harness.Behaviour | None = None,
+    bidi: harness.Behaviour | None = None,
     behind: dict[str, Any] | None = None,
     **config: Any,
 ) -> AsyncIterator[Stack]:
@@ -85,7 +86,7 @@ async def stack(
     service = Service(
         "harness",
         servicers=[
-            (add, Scripted(unary=noted, stream=stream)),  # type: ignore[abstract]  # as above
+            (add, Scripted(unary=noted, stream=stream, bidi=bidi)),  # type: ignore[abstract]  # as above
             (registry_rpc.add_RegistryServiceServicer_to_server, registry),
         ],
     )
@@ -96,8 +97,10 @@ async def stack(
         await gateway.start()
         base = f"http://127.0.0.1:{gateway.port}"
         async with httpx.AsyncClient(base_url=base, timeout=SOON_S, trust_env=False) as client:
-            yield Stack(gateway, served, client, registry, calls)
-        await soon(gateway.drain())
+            try:
+                yield Stack(gateway, served, client, registry, calls)
+            finally:
+                await soon(gateway.drain())
 
 
 def error_of(response: httpx.Response, status: int, reason: str) -> dict[str, Any]:
