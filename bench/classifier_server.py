@@ -7,10 +7,12 @@ instance for each core) or `fifo-N` (padded batches of N in order of arrival, on
 """
 
 import asyncio
+import atexit
 import cProfile
 import json
 import os
 import pstats
+import shutil
 import signal
 import sys
 import tempfile
@@ -67,6 +69,7 @@ def batching_of(mode: str) -> dict[str, Any]:
 async def ours(mode: str, model: str, config: ServerConfig) -> Server:
     """The classifier with everything around it, on a model that `python -m models build` made."""
     scratch = Path(tempfile.mkdtemp(prefix="gristmill-bench-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
 
     async def fetch(entry: VersionEntry) -> Path:
         folder = CACHE / "models" / entry.model
