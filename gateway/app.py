@@ -48,6 +48,7 @@ class Gateway:
     app: FastAPI
     table: RouteTable[Method]
     in_hand: InHand
+    bodies: BodyBudget
     calls: Calls
     callers: Callers
     scraper: Scraper
@@ -82,6 +83,7 @@ def build(config: GatewayConfig, mounted: Sequence[Mounted] = contract.MOUNTED) 
         connect(config), Tracing("gateway", config.otlp_endpoint, config.trace_sample_ratio)
     )
     in_hand = InHand(config.max_concurrent_requests)
+    bodies = BodyBudget(config.max_buffered_bytes)
     dialects: list[Dialect] = []
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(
@@ -94,7 +96,7 @@ def build(config: GatewayConfig, mounted: Sequence[Mounted] = contract.MOUNTED) 
                 encodings=ENCODINGS if config.compressed_bodies else (),
             ),
             in_hand,
-            BodyBounds(config.max_body_bytes, BodyBudget(config.max_buffered_bytes)),
+            BodyBounds(config.max_body_bytes, bodies),
             lambda scope, found: _shaped(dialects, scope, found),
             config.log_sample_every,
         ),
@@ -127,7 +129,7 @@ def build(config: GatewayConfig, mounted: Sequence[Mounted] = contract.MOUNTED) 
     dialects += (Dialect(found, shape, calls, callers, limits) for found, shape in DIALECTS)
     # Before the few fixed routes, since nearly every request is for them.
     app.router.routes[:0] = [Transcoder(table, calls, callers, limits), *dialects]
-    return Gateway(app, table, in_hand, calls, callers, scraper)
+    return Gateway(app, table, in_hand, bodies, calls, callers, scraper)
 
 
 def _shaped(dialects: Sequence[Dialect], scope: Scope, found: Answer) -> Answer:

@@ -93,7 +93,7 @@ class BoundedReceive:
         self._inflated_bytes += len(found)
         sent = self._taken + len(found) - self._inflated_bytes
         if self._inflated_bytes > max(ANY_RATIO_BYTES, MOST_RATIO * sent):
-            raise self._too_large()
+            raise MessageTooLarge(f"the body inflates to more than {MOST_RATIO} times itself")
         self._take(len(found))
         self._pending = bool(inflater.unconsumed_tail) or len(found) == PIECE_BYTES
         more = self._more or self._pending

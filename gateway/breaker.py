@@ -25,7 +25,7 @@ class Breaker:
         return self.failures < FAILURES or now >= self.open_until
 
     def begin(self, now: float) -> None:
-        """A call tries it: while the breaker is open, no other does until this one has ended."""
+        """A call tries it: while the breaker is open, no other does before the next pause ends."""
         if self.failures >= FAILURES:
             self.open_until = now + self._pause_s
 

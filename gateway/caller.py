@@ -32,6 +32,11 @@ _KEY = re.compile(r"[a-z0-9_.-]{1,64}")
 _TRACE = ("traceparent", "tracestate")
 # Keys that a caller must not set on the gateway's own calls.
 _RESERVED = ("grpc-", "x-gristmill-", "authorization", REQUEST_ID, *_TRACE)
+# Those that HTTP/2 keeps for itself.
+_OF_HTTP = (
+    *("connection", "content-length", "content-type", "host", "keep-alive", "proxy-connection"),
+    *("te", "trailer", "transfer-encoding", "upgrade", "user-agent"),
+)
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -143,7 +148,8 @@ def passed_on(headers: Mapping[str, str]) -> Metadata:
         if not header.startswith(METADATA_PREFIX):
             continue
         key = header.removeprefix(METADATA_PREFIX)
-        if not _KEY.fullmatch(key) or key.startswith(_RESERVED) or key.endswith("-bin"):
+        taken = key.startswith(_RESERVED) or key in _OF_HTTP or key.endswith("-bin")
+        if taken or not _KEY.fullmatch(key):
             raise InvalidRequest.field(header, "this metadata key cannot be set")
         found.append((key, value))
     return tuple((key, _carried(key, value)) for key, value in found)

@@ -39,7 +39,7 @@ class GatewayConfig(ServerConfig):
     """Request bodies held at once, over all requests; more are refused with QUEUE_FULL."""
     compressed_bodies: bool = False
     """Whether bodies in gzip and deflate are taken; max_body_bytes holds for them as sent and as
-    inflated together."""
+    inflated together, and beyond 1 MiB they may inflate to 100 times themselves."""
     max_concurrent_requests: int = Field(default=2000, ge=1)
     """Requests in hand at once; more are refused with QUEUE_FULL."""
     max_json_depth: int = Field(default=100, ge=1, le=200)

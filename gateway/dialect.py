@@ -148,7 +148,7 @@ class Dialect(BaseRoute):
         """Whether the path is one of ours."""
         if scope["type"] == "http":
             for pattern, verbs in self._patterns:
-                found = pattern.match(scope["path"])
+                found = pattern.fullmatch(scope["path"])
                 if found:
                     return Found.FULL, {
                         "gristmill.verbs": verbs,

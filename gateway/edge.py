@@ -7,6 +7,7 @@ metrics, a log line. It knows no route. Plain ASGI: nothing stands between the s
 
 import asyncio
 import itertools
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.bodies import BodyBounds, BoundedReceive
 from gateway.caller import REQUEST_ID, RequestIds
-from gateway.errors import Answer, CallFailedError, answer
+from gateway.errors import Answer, CallFailedError, RefusalError, answer
 from gateway.guard import SECURITY_HEADERS, Guard
 from gateway.inhand import InHand
 from gateway.replies import reply_empty, reply_error
@@ -25,6 +26,7 @@ from services.runtime import logs, metrics
 
 # Answered while draining too: they are how the outside learns of it.
 HEALTH_PATHS = ("/health/live", "/health/ready")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HSTS = "max-age=31536000"
 _ADDED = {**SECURITY_HEADERS, "cache-control": "no-store"}
 
@@ -112,6 +114,9 @@ class Edge:
     ) -> None:
         parts = self._parts
         sending.extra = parts.guard.admit(headers)
+        if _CONTROL.search(scope["path"]):
+            # Patterns that end with a line take one line more.
+            raise RefusalError(404)
         if scope["type"] == "websocket":
             scope["gristmill.bodies"] = parts.bounds.budget
             with parts.in_hand.one():

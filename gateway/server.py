@@ -6,6 +6,7 @@ second signal exits at once.
 """
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -19,7 +20,8 @@ from gateway import contract
 from gateway.app import build
 from gateway.config import GatewayConfig
 from gateway.contract import Mounted
-from gateway.protocol import BoundedProtocol, BoundedSocket
+from gateway.protocol import BoundedProtocol
+from gateway.socket_protocol import bounded
 from services.runtime import logs, metrics
 from services.runtime.server import VERSION
 
@@ -46,13 +48,15 @@ class HttpServer:
         self.config = config
         self.gateway = build(config, mounted)
         self.port = 0
+        # It tells of each WebSocket, with its query; the edge does that, and without.
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         self._log = logs.get_logger()
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 self.gateway.app,
                 loop="none",
                 http=BoundedProtocol,
-                ws=BoundedSocket,
+                ws=bounded(self.gateway.bodies),
                 ws_max_size=config.max_body_bytes,
                 ws_ping_interval=config.ping_interval_s,
                 ws_ping_timeout=config.ping_interval_s,

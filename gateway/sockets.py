@@ -15,6 +15,7 @@ from contextlib import suppress
 import grpc
 from google.protobuf.message import Message
 from starlette.datastructures import Headers
+from starlette.types import Message as Received
 from starlette.types import Receive, Scope, Send
 
 from gateway import jsontree, plain, shape, wire
@@ -27,6 +28,8 @@ PROTOCOL = "gristmill.v1"
 BEARER = "gristmill.bearer."
 """Before the token, in base64url without padding: scripts in a browser can set no header."""
 MAX_REASON_BYTES = 120
+REFUSED = "gristmill.refused"
+"""In place of a message: why it was not taken."""
 REFUSE_S = 2.0
 """Time to say why it ends."""
 
@@ -116,12 +119,15 @@ class Socket:
     async def _read_all(self) -> None:
         try:
             while (message := await self._receive())["type"] == "websocket.receive":
-                await self._take(message.get("text"))
+                await self._take(message)
             self._call.cancel(ClientGoneError())
         except Exception as error:
             self._call.cancel(error)
 
-    async def _take(self, text: str | None) -> None:
+    async def _take(self, received: Received) -> None:
+        if REFUSED in received:
+            raise received[REFUSED]
+        text = received.get("text")
         if text is None:
             raise InvalidRequest("send text messages, not binary ones")
         if not text:

@@ -118,7 +118,8 @@ class Template:
 def split(path: str) -> tuple[list[str], str]:
     """The segments and the verb of a request path."""
     body, verb = _cut_verb(path)
-    return body[1:].split("/"), verb
+    # A colon with nothing behind it is no verb, and not none either.
+    return body[1:].split("/"), verb or path[len(body) :]
 
 
 def _cut_verb(text: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import random
 import re
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway.bodies import PIECE_BYTES
 from tests.harness import SOON_S, soon
 from tests.unit.gateway.stack import BODY, CLASSIFY, error_of, stack
 from tests.unit.gateway.talk import budget
@@ -94,6 +96,27 @@ class TestTaken:
             content = in_pieces(gzip.compress(PLAIN), 1)
             response = await soon(s.client.post(CLASSIFY, content=content, headers=headers("gzip")))
         assert response.status_code == 200
+
+    @pytest.mark.parametrize(
+        "size", [PIECE_BYTES * n + more for n in (1, 2) for more in (-1, 0, 1)]
+    )
+    async def test_is_taken_in_pieces_of_any_size(self, size: int) -> None:
+        body = PLAIN + bytes(random.Random(size).choices(b" \n\t", k=size - len(PLAIN)))
+        packed = gzip.compress(body)
+        async with stack(compressed_bodies=True) as s:
+            for content, status in ((packed, 200), (packed[:-1], 400), (packed + b"x", 400)):
+                given = headers("gzip")
+                response = await soon(s.client.post(CLASSIFY, content=content, headers=given))
+                assert response.status_code == status
+                assert budget(s).held_bytes == 0
+
+    async def test_is_whole_where_it_is_large(self) -> None:
+        text = random.Random(1).randbytes(450_000).hex()
+        body = gzip.compress(json.dumps({"items": [{"text": {"text": text}}] * 3}).encode())
+        async with stack(compressed_bodies=True) as s:
+            response = await soon(s.client.post(CLASSIFY, content=body, headers=headers("gzip")))
+            assert response.status_code == 200
+        assert [one.text.text == text for one in s.calls[0][0].items] == [True] * 3
 
     @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "x-gzip", "gzip, gzip", "*"])
     async def test_other_encodings_are_415(self, encoding: str) -> None:

@@ -10,7 +10,7 @@ from websockets.typing import Subprotocol
 
 from services.runtime.call import current_call
 from tests import harness
-from tests.harness import soon
+from tests.harness import SOON_S, soon
 from tests.unit.gateway.stack import CLASSIFY, error_of, stack
 from tests.unit.gateway.talk import (
     BIDI,
@@ -69,6 +69,20 @@ class TestHandshake:
         async with stack() as s:
             await refusal(s, "/nowhere")
         assert [one.message for one in caplog.records if one.levelname == "ERROR"] == []
+
+    async def test_is_not_logged_with_its_query_nor_more_often_than_is_asked_for(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        async with stack(log_sample_every=0) as s:
+            assert (await s.classify()).status_code == 200
+            caplog.clear()
+            async with talk(s, f"{BIDI}?hidden=word") as socket:
+                await socket.send("")
+                assert (await end_of(socket)).code == 1000
+            assert await s.gateway.gateway.in_hand.wait_idle(SOON_S)
+            said = [one.getMessage() for one in caplog.records]
+        assert said == []
 
     async def test_other_sites_and_other_names_are_refused(self) -> None:
         async with stack(allowed_origins="https://ui.example") as s:

@@ -51,6 +51,16 @@ class TestSeveralAddresses:
         wasted = metric("gristmill_upstream_retries_total", upstream="registry") - retries
         assert wasted <= FAILURES
 
+    async def test_one_that_is_known_to_be_down_gets_no_calls(self) -> None:
+        async with processes(None) as (alive,):
+            with dead_address() as dead:
+                async with before(dead, alive.target) as g:
+                    down, up = g.upstream("generator").addresses
+                    alive.health.set("", serving=False)
+                    await until(lambda: not down.is_up and up.health == "NOT_SERVING")
+                    statuses = [(await g.ask(GENERATE)).status_code for _ in range(20)]
+        assert statuses == [200] * 20
+
     async def test_one_that_ends_fails_no_request(self) -> None:
         async with processes(None, None) as (stays, ends):
             async with before(stays.target, ends.target) as g:
@@ -81,6 +91,13 @@ class TestSeveralAddresses:
             async with before(refuses.target, answers.target) as g:
                 assert [(await g.ask()).status_code for _ in range(4)] == [200] * 4
         assert len(refuses.calls) == 1
+
+    async def test_one_that_fails_does_not_either(self) -> None:
+        async with processes(bare, None) as (fails, answers):
+            async with before(fails.target, answers.target) as g:
+                await until(lambda: all(one.health for one in g.upstream().addresses))
+                assert [(await g.ask()).status_code for _ in range(4)] == [200] * 4
+        assert len(fails.calls) == 2
 
     async def test_one_whose_model_is_not_there_fails_no_request_however_long_it_takes(
         self,
