@@ -3,6 +3,7 @@
 import sys
 
 from gateway.config import GatewayConfig
+from gateway.memory import give_back_large
 from gateway.server import HttpServer
 from services.runtime import logs
 from services.runtime.config import load
@@ -12,6 +13,7 @@ from services.runtime.server import main
 def run() -> None:
     """Serve until a signal; exit 2 where it cannot begin."""
     config = load(GatewayConfig, sys.argv[1:])
+    give_back_large()
     logs.configure("gateway", config.log_level, config.log_format)
 
     async def serve() -> None:

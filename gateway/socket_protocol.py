@@ -43,13 +43,11 @@ class BoundedSocket(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell, and let go of what came."""
         self.gone.set()
-        self._let_go()
         self._slices.close()
         super().connection_lost(exc)
-        # The parser and its own frame hold each other.
-        self.frames = []
-        self.conn.reader.discard()
-        self.conn.events.clear()
+        self._drop()
+        # The parser holds this, and the last frame that it saw.
+        self.conn.parser.close()
 
     def handle_connect(self, event: Request) -> None:
         """The handshake: the application gets to know of the end with it."""
@@ -71,7 +69,7 @@ class BoundedSocket(WebSocketsSansIOProtocol):
                 self.queue.put_nowait(refused)
                 self.read_paused = True
                 self.transport.pause_reading()
-                self._let_go()
+                self._drop()
                 return
             self._held_bytes += len(data)
         super().data_received(data)
@@ -89,6 +87,13 @@ class BoundedSocket(WebSocketsSansIOProtocol):
         if not (self.read_paused or self.disconnected):
             self._slices.resume()
         return message
+
+    def _drop(self) -> None:
+        """Forget what has come of a message."""
+        self._let_go()
+        self.frames = []
+        self.conn.reader.discard()
+        self.conn.events.clear()
 
     def _let_go(self) -> None:
         self.budget.give_back(self._held_bytes)
