@@ -22,9 +22,10 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import caller, jsontree
 from gateway.bodies import read_body, read_json_body
-from gateway.calls import Calls, OpenCall
+from gateway.calls import Calls
 from gateway.contract import Method
 from gateway.errors import Answer, RefusalError, answer
+from gateway.opencall import OpenCall
 from gateway.replies import reply, start_of
 from gateway.transcode import BACKSTOP_S, Limits
 from services.runtime.errors import DeadlineExpired, InvalidRequest

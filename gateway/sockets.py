@@ -20,8 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import jsontree, plain, shape, wire
 from gateway.bodies import BodyBudget
-from gateway.calls import OpenCall
 from gateway.errors import Answer, ClientGoneError, answer
+from gateway.opencall import OpenCall
 from services.runtime.errors import DRAINING, DeadlineExpired, Draining, InvalidRequest
 
 PROTOCOL = "gristmill.v1"

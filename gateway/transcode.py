@@ -21,9 +21,10 @@ from starlette.types import Receive, Scope, Send
 from gateway import binding, caller, sockets, wire
 from gateway.bodies import read_json_body
 from gateway.caller import Callers
-from gateway.calls import Calls, OpenCall
+from gateway.calls import Calls
 from gateway.contract import Method
 from gateway.errors import Answer, RefusalError, answer
+from gateway.opencall import OpenCall
 from gateway.replies import reply, reply_cacheable, reply_stream
 from gateway.routing import Match, Route, RouteTable
 from gateway.streams import framing_for, paced

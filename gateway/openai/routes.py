@@ -11,7 +11,6 @@ from gristmill.generator.v1 import generator_service_pb2 as pb
 from gristmill.generator.v1 import loaded_model_pb2
 
 from gateway import contract
-from gateway.calls import OpenCall
 from gateway.dialect import Exchange, Operation
 from gateway.errors import Answer
 from gateway.openai import answers, documented, messages
@@ -25,6 +24,7 @@ from gateway.openai.answers import (
     TextParts,
 )
 from gateway.openai.requests import ChatRequest, CompletionRequest
+from gateway.opencall import OpenCall
 from gateway.streams import Silence, paced
 from services.runtime.errors import InvalidRequest, NotFound
 

@@ -10,7 +10,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from gateway import calls
+from gateway import opencall
 from gateway.breaker import FAILURES
 from services.runtime.health import NOT_SERVING
 from tests.harness import SOON_S, metric, soon
@@ -236,7 +236,7 @@ class TestWhatIsRepeated:
     async def test_nothing_for_a_client_that_has_left(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(calls, "RETRY_PAUSE_S", (0.5, 0.5))
+        monkeypatch.setattr(opencall, "RETRY_PAUSE_S", (0.5, 0.5))
         async with processes(bare) as (one,), before(one.target) as g:
             caller = asyncio.create_task(g.ask(GET))
             await until(lambda: g.upstream().budget.level < 10)
