@@ -1,5 +1,7 @@
 """Fixtures that more than one folder of tests needs."""
 
+import signal
+
 import pytest
 import structlog
 
@@ -16,6 +18,9 @@ def pytest_configure() -> None:
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
+    # Who is started in the background ignores it, and so do all whom it starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=TRANSPORTS)
