@@ -9,22 +9,19 @@
 
 import argparse
 import json
-import re
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from statistics import median
 
 from bench.classifier import HEAD, row
 from bench.gateway_server import PATH
-from bench.generator import cpu_s, model_of, over, prompts
-from bench.measuring import Figures, Process, need, quiet, request
+from bench.generator import model_of, over, prompts
+from bench.measuring import Figures, Process, h2load, need, quiet, request
 from services.generator.engines.openvino import OpenVinoTokenizer
 
 CALLERS = (1, 16, 64)
@@ -80,25 +77,9 @@ def _wait(url: str) -> None:
 
 def rest(address: str, pid: int, calls: int, callers: int) -> Figures:
     """Equal requests over HTTP/1.1, a connection for each caller."""
-    with tempfile.TemporaryDirectory() as folder:
-        body, log = Path(folder) / "body", Path(folder) / "log"
-        body.write_text(json.dumps(BODY))
-        command = [
-            *("h2load", "--h1", "-n", str(calls), "-c", str(callers), "-t", "1"),
-            *("-d", str(body), f"--log-file={log}", "-H", "content-type: application/json"),
-            f"http://{address}{PATH}",
-        ]
-        before = cpu_s(pid)
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        spent = cpu_s(pid) - before
-        times = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
-    succeeded = re.search(r"(\d+) succeeded", said)
-    rate = re.search(r"finished in [^,]+, ([\d.]+) req/s", said)
-    if not succeeded or not rate or int(succeeded[1]) != calls:
-        raise RuntimeError(f"requests failed:\n{said}")
-    p50, p99 = times[len(times) // 2] / 1000, times[int(len(times) * 0.99)] / 1000
-    per_s = float(rate[1])
-    return Figures(per_s, per_s, spent / calls * 1000, p50, p99)
+    words = ["--h1", "-c", str(callers), "-H", "content-type: application/json"]
+    body = json.dumps(BODY).encode()
+    return h2load([*words, f"http://{address}{PATH}"], body, calls, pid)
 
 
 def requests(calls: int) -> None:

@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 from bench.generator_server import SEQUENCES, VLLM_PYTHON
-from bench.measuring import ROOT, TICKS, quiet
+from bench.measuring import ROOT, cpu_s, quiet
 from services.generator.engines.openvino import OpenVinoTokenizer
 
 CACHE = Path(os.environ.get("GRISTMILL_CACHE") or Path.home() / ".cache" / "gristmill") / "models"
@@ -106,12 +106,6 @@ def streams() -> Path:
     if not program.is_file() or program.stat().st_mtime < source.stat().st_mtime:
         subprocess.run(["go", "build", "-o", str(program), "./bench/streams"], cwd=ROOT, check=True)
     return program
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def over(kind: str, target: str, pid: int, model: str = "") -> Load:

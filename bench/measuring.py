@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,26 +71,13 @@ class Process:
     def h2load(self, message: bytes, calls: int, callers: int) -> Figures:
         """Equal calls, as fast as `callers` at once can make them."""
         connections = min(8, callers)
-        with tempfile.TemporaryDirectory() as folder:
-            body, log = Path(folder) / "body", Path(folder) / "log"
-            body.write_bytes(b"\0" + struct.pack(">I", len(message)) + message)
-            command = [
-                *("h2load", "-n", str(calls), "-c", str(connections), "-t", "1"),
-                *("-m", str(callers // connections), "-d", str(body), f"--log-file={log}"),
-                *("-H", "content-type: application/grpc", "-H", "te: trailers"),
-                f"http://{self.target}{METHOD}",
-            ]
-            before = self.cpu_s()
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            spent = self.cpu_s() - before
-            times = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
-        succeeded = re.search(r"(\d+) succeeded", said)
-        rate = re.search(r"finished in [^,]+, ([\d.]+) req/s", said)
-        if not succeeded or not rate or int(succeeded[1]) != calls:
-            raise RuntimeError(f"calls failed:\n{said}")
-        p50, p99 = times[len(times) // 2] / 1000, times[int(len(times) * 0.99)] / 1000
-        per_s = float(rate[1])
-        return Figures(per_s, per_s, spent / calls * 1000, p50, p99)
+        words = [
+            *("-c", str(connections), "-m", str(callers // connections)),
+            *("-H", "content-type: application/grpc", "-H", "te: trailers"),
+            f"http://{self.target}{METHOD}",
+        ]
+        body = b"\0" + struct.pack(">I", len(message)) + message
+        return h2load(words, body, calls, self._process.pid)
 
     def load(
         self,
@@ -136,8 +124,7 @@ class Process:
 
     def cpu_s(self) -> float:
         """CPU seconds of the process so far."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        return cpu_s(self._process.pid)
 
     def stop(self) -> str:
         """End it; returns what it printed last."""
@@ -145,6 +132,31 @@ class Process:
         said = self._out.read()
         self._process.wait(30)
         return said
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def h2load(words: Sequence[str], content: bytes, calls: int, pid: int) -> Figures:
+    """Equal requests to a process, in these words; RuntimeError where one fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        body, log = Path(folder) / "body", Path(folder) / "log"
+        body.write_bytes(content)
+        command = ["h2load", "-n", str(calls), "-t", "1", "-d", str(body), f"--log-file={log}"]
+        before = cpu_s(pid)
+        said = subprocess.run([*command, *words], capture_output=True, text=True, check=True).stdout
+        spent = cpu_s(pid) - before
+        times = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
+    succeeded = re.search(r"(\d+) succeeded", said)
+    rate = re.search(r"finished in [^,]+, ([\d.]+) req/s", said)
+    if not succeeded or not rate or int(succeeded[1]) != calls:
+        raise RuntimeError(f"calls failed:\n{said}")
+    p50, p99 = times[len(times) // 2] / 1000, times[int(len(times) * 0.99)] / 1000
+    per_s = float(rate[1])
+    return Figures(per_s, per_s, spent / calls * 1000, p50, p99)
 
 
 def load_generator() -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf.message import Message
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from gateway import errors
 from gateway.caller import Metadata
@@ -104,6 +104,14 @@ class Calls:
         """Close the channels and send the last spans."""
         await asyncio.gather(*(upstream.close() for upstream in self.upstreams.values()))
         self._tracing.flush()
+
+
+def noted(error: Exception, scope: Scope, call: OpenCall) -> errors.Answer:
+    """The answer to what failed after the first byte; noted for the log and the trace."""
+    found = errors.answer(error, scope["gristmill.request_id"])
+    scope["gristmill.answer"] = found
+    call.status = found.status
+    return found
 
 
 async def _cancel_when_gone(call: OpenCall, receive: Receive) -> None:

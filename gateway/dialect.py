@@ -20,11 +20,11 @@ from starlette.routing import BaseRoute, compile_path
 from starlette.routing import Match as Found
 from starlette.types import Receive, Scope, Send
 
-from gateway import caller, jsontree
+from gateway import caller, jsontree, wire
 from gateway.bodies import read_body, read_json_body
-from gateway.calls import Calls
+from gateway.calls import Calls, noted
 from gateway.contract import Method
-from gateway.errors import Answer, RefusalError, answer
+from gateway.errors import Answer, RefusalError
 from gateway.opencall import OpenCall
 from gateway.replies import reply, start_of
 from gateway.transcode import BACKSTOP_S, Limits
@@ -75,8 +75,13 @@ class Exchange:
 
     async def json(self, kind: type[RequestT]) -> RequestT:
         """The body, read as the dialect's request."""
+        return validated(kind, await self.tree())
+
+    async def tree(self) -> Any:
+        """The body as JSON; an empty one is an empty object."""
         body = await read_json_body(self.headers, self.receive)
-        return parse(kind, body.strip() or b"{}", self.limits.max_json_depth)
+        depth = self.limits.max_json_depth
+        return await wire.aside(len(body), lambda: jsontree.parse(body.strip() or b"{}", depth))
 
     async def body(self) -> bytes:
         """The body as it came."""
@@ -118,10 +123,7 @@ class Exchange:
 
     def failed(self, error: Exception, call: OpenCall) -> Answer:
         """The answer to what failed after the first byte; noted for the log and the trace."""
-        found = answer(error, self.request_id)
-        self.scope["gristmill.answer"] = found
-        call.status = found.status
-        return found
+        return noted(error, self.scope, call)
 
 
 class Dialect(BaseRoute):
@@ -187,8 +189,12 @@ class Dialect(BaseRoute):
 
 
 def parse(kind: type[RequestT], body: bytes, max_depth: int) -> RequestT:
-    """The request in a body; what is wrong with it, by the caller's own name for it."""
-    tree = jsontree.parse(body, max_depth)
+    """The request in a body."""
+    return validated(kind, jsontree.parse(body, max_depth))
+
+
+def validated(kind: type[RequestT], tree: Any) -> RequestT:
+    """A request of JSON; what is wrong with it, by the caller's own name for it."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from types import MappingProxyType
 
 from google.protobuf.message import Message
 from starlette.types import Send
@@ -12,11 +13,15 @@ from gateway.errors import Answer
 from gateway.streams import Framing, Silence
 
 JSON = "application/json"
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-async def reply(send: Send, body: bytes, status: int = 200) -> None:
-    """A message as a whole answer."""
-    await send(start_of(status, {"content-type": JSON, "content-length": str(len(body))}))
+async def reply(
+    send: Send, body: bytes, status: int = 200, more: Mapping[str, str] = NOTHING
+) -> None:
+    """A message as a whole answer, with more headers."""
+    fields = {"content-type": JSON, "content-length": str(len(body)), **more}
+    await send(start_of(status, fields))
     await send({"type": "http.response.body", "body": body})
 
 
@@ -29,9 +34,7 @@ async def reply_cacheable(send: Send, body: bytes, headers: Mapping[str, str]) -
         await send(start_of(304, fields))
         await send({"type": "http.response.body", "body": b""})
         return
-    fields |= {"content-type": JSON, "content-length": str(len(body))}
-    await send(start_of(200, fields))
-    await send({"type": "http.response.body", "body": body})
+    await reply(send, body, more=fields)
 
 
 async def reply_empty(send: Send) -> None:
@@ -42,10 +45,7 @@ async def reply_empty(send: Send) -> None:
 
 async def reply_error(send: Send, answer: Answer) -> None:
     """An error as a whole answer."""
-    body = answer.encoded()
-    fields = {"content-type": JSON, "content-length": str(len(body)), **answer.headers}
-    await send(start_of(answer.http, fields))
-    await send({"type": "http.response.body", "body": body})
+    await reply(send, answer.encoded(), answer.http, answer.headers)
 
 
 async def reply_stream(

@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import jsontree, plain, shape, wire
 from gateway.bodies import BodyBudget
-from gateway.errors import Answer, ClientGoneError, answer
+from gateway.calls import noted
+from gateway.errors import Answer, ClientGoneError
 from gateway.opencall import OpenCall
 from services.runtime.errors import DRAINING, DeadlineExpired, Draining, InvalidRequest
 
@@ -160,10 +161,7 @@ class Socket:
                 await self._call.done_writing()
 
     def _failed(self, error: Exception) -> Answer:
-        found = answer(error, self._scope["gristmill.request_id"])
-        self._scope["gristmill.answer"] = found
-        self._call.status = found.status
-        return found
+        return noted(error, self._scope, self._call)
 
     async def _refuse(self, found: Answer) -> None:
         code = 1012 if found.reason == DRAINING else 4000 + found.http

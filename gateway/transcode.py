@@ -21,9 +21,9 @@ from starlette.types import Receive, Scope, Send
 from gateway import binding, caller, sockets, wire
 from gateway.bodies import read_json_body
 from gateway.caller import Callers
-from gateway.calls import Calls
+from gateway.calls import Calls, noted
 from gateway.contract import Method
-from gateway.errors import Answer, RefusalError, answer
+from gateway.errors import RefusalError
 from gateway.opencall import OpenCall
 from gateway.replies import reply, reply_cacheable, reply_stream
 from gateway.routing import Match, Route, RouteTable
@@ -158,12 +158,8 @@ class Transcoder(BaseRoute):
         )
 
     async def _stream(self, exchange: Exchange, call: OpenCall) -> None:
-        def error_of(error: Exception) -> Answer:
-            found = answer(error, exchange.scope["gristmill.request_id"])
-            exchange.scope["gristmill.answer"] = found
-            call.status = found.status
-            return found
-
         items = paced(call.read, grpc.aio.EOF, self._limits.ping_interval_s)
         framing = framing_for(exchange.headers.get("accept", ""))
-        await reply_stream(exchange.send, items, framing, error_of)
+        await reply_stream(
+            exchange.send, items, framing, lambda error: noted(error, exchange.scope, call)
+        )

@@ -1,6 +1,7 @@
 """The generate extension: a text in, a text out, over the generator."""
 
 import json
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from gateway import contract
 from gateway.dialect import Exchange
+from gateway.generation import gathered
 from gateway.streams import Silence, paced
 from services.runtime.errors import InvalidRequest
 
@@ -54,17 +56,10 @@ async def generate(exchange: Exchange) -> None:
     """The whole text at once."""
     asked = await exchange.json(GenerateRequest)
     call = await exchange.start(GENERATE, message_of(asked, exchange))
-    started, finished, pieces = pb.Started(), pb.Finished(), []
-    while (event := await call.read()) is not grpc.aio.EOF:
-        if event.HasField("started"):
-            started = event.started
-        elif event.HasField("delta"):
-            pieces.append(event.delta.text)
-        else:
-            finished = event.finished
-    answer = _answer(asked, started, "".join(pieces))
+    found = await gathered(call)
+    answer = _answer(asked, found.started, found.text)
     if asked.parameters.details:
-        answer["details"] = _details(finished)
+        answer["details"] = _details(found.finished)
     await exchange.reply(answer)
 
 
@@ -72,18 +67,19 @@ async def generate_stream(exchange: Exchange) -> None:
     """One event for each piece of the text; the last one has the details where they are wanted."""
     asked = await exchange.json(GenerateRequest)
     call = await exchange.start(GENERATE, message_of(asked, exchange))
-    started = pb.Started()
+    started, ping_interval_s = pb.Started(), exchange.limits.ping_interval_s
     try:
-        async for event in paced(call.read, grpc.aio.EOF, exchange.limits.ping_interval_s):
-            if isinstance(event, Silence):
-                await exchange.write(b": ping\n\n")
-            elif event.HasField("started"):
-                started = event.started
-            elif event.HasField("delta") and event.delta.text:
-                await exchange.write(_event(_answer(asked, started, event.delta.text)))
-            elif event.HasField("finished") and asked.parameters.details:
-                last = _answer(asked, started, "")
-                await exchange.write(_event({**last, "details": _details(event.finished)}))
+        async with aclosing(paced(call.read, grpc.aio.EOF, ping_interval_s)) as events:
+            async for event in events:
+                if isinstance(event, Silence):
+                    await exchange.write(b": ping\n\n")
+                elif event.HasField("started"):
+                    started = event.started
+                elif event.HasField("delta") and event.delta.text:
+                    await exchange.write(_event(_answer(asked, started, event.delta.text)))
+                elif event.HasField("finished") and asked.parameters.details:
+                    last = _answer(asked, started, "")
+                    await exchange.write(_event({**last, "details": _details(event.finished)}))
     except Exception as error:
         if not exchange.begun:
             raise

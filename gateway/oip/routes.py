@@ -174,10 +174,7 @@ async def unload(exchange: Exchange) -> None:
 
 async def _state(exchange: Exchange, name: str, *, good: bool) -> None:
     """200 or 503: clients of this protocol look at nothing else."""
-    body = f'{{"{name}":{"true" if good else "false"}}}'.encode()
-    fields = {"content-type": "application/json", "content-length": str(len(body))}
-    await exchange.send(start_of(200 if good else 503, fields))
-    await exchange.send({"type": "http.response.body", "body": body})
+    await exchange.reply({name: good}, 200 if good else 503)
 
 
 def _named(exchange: Exchange) -> tuple[str, str]:

@@ -1,13 +1,12 @@
 """Requests of the OpenAI API as messages of our contract. Calls nothing."""
 
 import json
-import re
 from typing import Any
 
 from gristmill.generator.v1 import generator_service_pb2 as pb
 from gristmill.generator.v1 import prompt_pb2, sampling_params_pb2
-from gristmill.registry.v1 import model_pb2
 
+from gateway.modelnames import model_ref
 from gateway.openai.requests import ChatMessage, ChatRequest, Common, CompletionRequest, NamedTool
 from services.runtime.errors import InvalidRequest
 
@@ -18,21 +17,10 @@ _ROLES = {
     "assistant": prompt_pb2.ROLE_ASSISTANT,
     "tool": prompt_pb2.ROLE_TOOL,
 }
-_MODEL = re.compile(r"(?P<model>[^:@]+)(?::(?P<version>[0-9]{1,9})|@(?P<alias>.+))?")
 _SAME = (
     *("temperature", "top_p", "n", "presence_penalty", "frequency_penalty", "top_k", "min_p"),
     *("repetition_penalty", "seed"),
 )
-
-
-def model_ref(name: str) -> model_pb2.ModelRef:
-    """`name`, `name:version` or `name@alias`."""
-    found = _MODEL.fullmatch(name)
-    if found is None:
-        raise InvalidRequest.field("model", "must be a name, name:version or name@alias")
-    if found["version"]:
-        return model_pb2.ModelRef(model=found["model"], version=int(found["version"]))
-    return model_pb2.ModelRef(model=found["model"], alias=found["alias"])
 
 
 def chat(request: ChatRequest) -> pb.GenerateStreamRequest:

@@ -8,7 +8,8 @@ from gristmill.generator.v1 import prompt_pb2, result_pb2, sampling_params_pb2
 
 from gateway import contract
 from gateway.dialect import Exchange
-from gateway.openai.messages import model_ref
+from gateway.generation import gathered
+from gateway.modelnames import model_ref
 from gateway.simple.requests import GenerateRequest
 from gateway.streams import Silence, paced
 from services.runtime.errors import InvalidRequest
@@ -42,20 +43,14 @@ async def generate(exchange: Exchange) -> None:
 
 async def _whole(exchange: Exchange, request: pb.GenerateStreamRequest) -> None:
     call = await exchange.start(GENERATE, request)
-    pieces: list[str] = []
-    finished = pb.Finished()
-    while (event := await call.read()) is not grpc.aio.EOF:
-        if event.HasField("delta"):
-            pieces.append(event.delta.text)
-        elif event.HasField("finished"):
-            finished = event.finished
+    found = await gathered(call)
     cut = result_pb2.FINISH_REASON_LENGTH
-    reason = "length" if any(one.finish_reason == cut for one in finished.choices) else "stop"
+    reason = "length" if any(one.finish_reason == cut for one in found.finished.choices) else "stop"
     await exchange.reply(
         {
-            "text": "".join(pieces),
+            "text": found.text,
             "finish_reason": reason,
-            "tokens_generated": finished.usage.completion_tokens,
+            "tokens_generated": found.finished.usage.completion_tokens,
         }
     )
 

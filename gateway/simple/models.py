@@ -8,7 +8,7 @@ from gateway import contract
 from gateway.contract import Method
 from gateway.dialect import Exchange
 from gateway.errors import CallFailedError, reason_of
-from gateway.openai.messages import model_ref
+from gateway.modelnames import model_ref
 from services.runtime import standard
 from services.runtime.errors import (
     MODEL_NOT_FOUND,

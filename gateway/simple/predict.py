@@ -8,11 +8,10 @@ from gristmill.classifier.v1 import classifier_service_pb2 as pb
 from gristmill.classifier.v1 import item_pb2, loaded_model_pb2, options_pb2
 from gristmill.registry.v1 import signature_pb2
 
-from gateway import contract, jsontree
-from gateway.bodies import read_json_body
-from gateway.dialect import Exchange, parse
+from gateway import contract
+from gateway.dialect import Exchange, validated
 from gateway.errors import CallFailedError, reason_of
-from gateway.openai.messages import model_ref
+from gateway.modelnames import model_ref
 from gateway.simple.requests import InputsRequest, TextRequest, TextsRequest
 from services.runtime.errors import (
     MODEL_AMBIGUOUS,
@@ -31,16 +30,14 @@ ALL = 10_000
 
 async def predict(exchange: Exchange) -> None:
     """POST /predict: texts, a text, or rows of numbers."""
-    body = await read_json_body(exchange.headers, exchange.receive)
-    depth = exchange.limits.max_json_depth
-    tree = jsontree.parse(body.strip() or b"{}", depth)
+    tree = await exchange.tree()
     keys = tree.keys() if isinstance(tree, dict) else ()
     if "texts" in keys:
-        await _predict_texts(exchange, parse(TextsRequest, body, depth))
+        await _predict_texts(exchange, validated(TextsRequest, tree))
     elif "text" in keys:
-        await _predict_text(exchange, parse(TextRequest, body, depth))
+        await _predict_text(exchange, validated(TextRequest, tree))
     elif "inputs" in keys:
-        await _predict_inputs(exchange, parse(InputsRequest, body, depth))
+        await _predict_inputs(exchange, validated(InputsRequest, tree))
     else:
         raise InvalidRequest("send texts, or text, or inputs")
 
